@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prices: the characterised unit library and the LUT, memory and cycle models."""

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cross-layer (weight) equalization."""
+
+from dataclasses import dataclass
+
+from lutwise.quant import brevitas_facade
+from lutwise.quant.algorithms.registry import Stage, register
+
+__all__ = ["EqualizeConfig", "equalize"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EqualizeConfig:
+    """Settings.
+
+    Args:
+        iterations: At most.
+        threshold: Stop when the mean change of the scales is smaller.
+        absorb_bias: Count the bias into the range of a channel.
+    """
+
+    iterations: int = 20
+    threshold: float = 0.05
+    absorb_bias: bool = True
+
+
+@register("equalize", Stage.PREPARE, EqualizeConfig)
+def equalize(
+    graph: brevitas_facade.BrevitasGraph, config: EqualizeConfig
+) -> brevitas_facade.BrevitasGraph:
+    """Even out the weight ranges of connected layers, channel by channel.
+
+    Reference:
+        arXiv 1906.04721, section 4.1.
+    """
+    return brevitas_facade.equalize(
+        graph,
+        iterations=config.iterations,
+        threshold=config.threshold,
+        absorb_bias=config.absorb_bias,
+    )

@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A float model as a graph whose nodes are known kinds of operation."""
+
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
+
+from lutwise.errors import ModelError, UnsupportedLayerError
+
+__all__ = ["Kind", "PreparedModel", "layer_nodes", "prepare_graph", "window"]
+
+
+class Kind(Enum):
+    """What a node does, as far as quantization cares."""
+
+    INPUT = auto()
+    LAYER = auto()
+    ADD = auto()
+    AVERAGE = auto()
+    MAXIMUM = auto()
+    CLAMP = auto()
+    CONCAT = auto()
+    FLATTEN = auto()
+    PAD = auto()
+    SHAPE = auto()
+    OTHER = auto()
+    OUTPUT = auto()
+
+    @property
+    def keeps_values(self) -> bool:
+        """Whether the result holds only values of the operands (or zero)."""
+        return self in (Kind.MAXIMUM, Kind.CONCAT, Kind.FLATTEN, Kind.PAD)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PreparedModel:
+    """A traced float model, batch norms folded, with shapes and kinds by node name.
+
+    Args:
+        name: For people.
+        graph: In evaluation mode.
+        kinds: By node name.
+        shapes: By node name, without the batch.
+    """
+
+    name: str
+    graph: fx.GraphModule
+    kinds: Mapping[str, Kind]
+    shapes: Mapping[str, tuple[int, ...]]
+
+    def module(self, node: fx.Node) -> nn.Module:
+        """Return the module that a node calls."""
+        return self.graph.get_submodule(str(node.target))
+
+
+_IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d)
+_LAYERS = (nn.Conv2d, nn.Linear)
+_CLAMPS = (nn.ReLU, nn.ReLU6, nn.Hardtanh)
+_ADDS = {operator.add, operator.iadd, torch.add, "add", "add_"}
+_CONCATS = {torch.cat, torch.concat, torch.concatenate}
+_RESHAPES = {
+    torch.flatten, torch.reshape, torch.squeeze, "flatten", "reshape", "view", "squeeze",
+}  # fmt: skip
+_SHAPES = {"size", "dim", getattr, operator.getitem}
+
+
+def window(value: int | tuple[int, ...]) -> tuple[int, int]:
+    """Return a height and width from what torch modules hold."""
+    return (value, value) if isinstance(value, int) else (value[0], value[-1])
+
+
+def _remove_identities(graph: fx.GraphModule) -> None:
+    for node in list(graph.graph.nodes):
+        if node.op == "call_module" and isinstance(graph.get_submodule(node.target), _IDENTITIES):
+            node.replace_all_uses_with(node.args[0])
+            graph.graph.erase_node(node)
+    graph.recompile()
+
+
+def _batch_norm_to_convolution(graph: fx.GraphModule) -> None:
+    """Turn batch norms that no layer could absorb into depthwise 1x1 convolutions."""
+    for node in graph.graph.nodes:
+        if node.op != "call_module":
+            continue
+        norm = graph.get_submodule(node.target)
+        if not isinstance(norm, nn.BatchNorm2d) or norm.running_var is None:
+            continue
+        assert norm.running_mean is not None
+        channels = norm.num_features
+        conv = nn.Conv2d(channels, channels, 1, groups=channels)
+        slope = torch.rsqrt(norm.running_var + norm.eps)
+        slope = slope * norm.weight if norm.affine else slope
+        offset = norm.bias if norm.affine else torch.zeros(channels)
+        assert conv.bias is not None
+        conv.weight.data = slope.detach().reshape(-1, 1, 1, 1)
+        conv.bias.data = (offset - norm.running_mean * slope).detach()
+        parent, _, leaf = str(node.target).rpartition(".")
+        setattr(graph.get_submodule(parent), leaf, conv.requires_grad_(False).eval())
+    graph.recompile()
+
+
+def _is_tensor(node: fx.Node) -> bool:
+    return isinstance(node.meta.get("tensor_meta"), fx.passes.shape_prop.TensorMetadata)
+
+
+def _shape(node: fx.Node) -> tuple[int, ...]:
+    return tuple(node.meta["tensor_meta"].shape[1:]) if _is_tensor(node) else ()
+
+
+def _is_flatten(node: fx.Node) -> bool:
+    source = node.all_input_nodes[0]
+    if not _is_tensor(node) or not _is_tensor(source):
+        return False
+    before, after = source.meta["tensor_meta"].shape, node.meta["tensor_meta"].shape
+    return len(after) == 2 and before[0] == after[0]
+
+
+def _classify(graph: fx.GraphModule, node: fx.Node) -> Kind:
+    if node.op == "placeholder":
+        return Kind.INPUT
+    if node.op == "output":
+        return Kind.OUTPUT
+    if node.op == "call_module":
+        return _classify_module(graph.get_submodule(str(node.target)))
+    target: Any = node.target
+    if target in _SHAPES and not _is_tensor(node):
+        return Kind.SHAPE
+    if target in _ADDS:
+        tensors = [a for a in node.args if isinstance(a, fx.Node)]
+        same = len(tensors) == 2 and _shape(tensors[0]) == _shape(tensors[1])
+        return Kind.ADD if same else Kind.OTHER
+    if target in _CONCATS:
+        axis = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+        return Kind.CONCAT if axis != 0 else Kind.OTHER
+    if target in _RESHAPES and _is_flatten(node):
+        return Kind.FLATTEN
+    return Kind.OTHER
+
+
+def _classify_module(module: nn.Module) -> Kind:
+    match module:
+        case nn.Conv2d() if module.padding_mode == "zeros" and module.padding != "same":
+            return Kind.LAYER
+        case nn.Linear():
+            return Kind.LAYER
+        case nn.ReLU() | nn.ReLU6() | nn.Hardtanh():
+            return Kind.CLAMP
+        case nn.AvgPool2d() | nn.AdaptiveAvgPool2d():
+            return Kind.AVERAGE
+        case nn.MaxPool2d() if module.dilation in (1, (1, 1)):
+            return Kind.MAXIMUM
+        case nn.Flatten() if module.start_dim == 1:
+            return Kind.FLATTEN
+        case nn.ZeroPad2d():
+            return Kind.PAD
+        case nn.ConstantPad2d() if module.value == 0:
+            return Kind.PAD
+        case _:
+            return Kind.OTHER
+
+
+def prepare_graph(
+    graph: fx.GraphModule, input_shape: tuple[int, ...], *, name: str
+) -> PreparedModel:
+    """Clean a traced graph and find out shapes and kinds.
+
+    Args:
+        graph: Traced float model; changed in place.
+        input_shape: Of one image, (channels, height, width).
+        name: For people.
+
+    Raises:
+        ModelError: The model does not run on that shape, or has several inputs or outputs.
+        UnsupportedLayerError: It has no layer to quantize.
+    """
+    for module in graph.modules():
+        if getattr(module, "inplace", False):
+            module.inplace = False  # type: ignore[assignment]  # activations are kept and compared
+    _remove_identities(graph)
+    _batch_norm_to_convolution(graph)
+    inputs = [n for n in graph.graph.nodes if n.op == "placeholder"]
+    output = next(n for n in graph.graph.nodes if n.op == "output")
+    if len(inputs) != 1 or not isinstance(output.args[0], fx.Node):
+        raise ModelError(
+            f"{name}: wanted one input and one output tensor, got {len(inputs)} inputs and an "
+            f"output of type {type(output.args[0]).__name__}"
+        )
+    try:
+        with torch.no_grad():
+            ShapeProp(graph).propagate(torch.zeros(2, *input_shape))
+    except Exception as error:
+        raise ModelError(
+            f"{name} does not run on images of shape {input_shape} (channels, height, width): "
+            f"{error.__cause__ or error}"
+        ) from error
+    kinds = {n.name: _classify(graph, n) for n in graph.graph.nodes}
+    if Kind.LAYER not in kinds.values():
+        raise UnsupportedLayerError(f"{name} has no Conv2d or Linear layer to quantize")
+    shapes = {n.name: _shape(n) for n in graph.graph.nodes}
+    return PreparedModel(name, graph, kinds, shapes)
+
+
+def layer_nodes(model: PreparedModel) -> list[fx.Node]:
+    """Return the nodes with weights, in execution order."""
+    return [n for n in model.graph.graph.nodes if model.kinds[n.name] is Kind.LAYER]

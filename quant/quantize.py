@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a float model to a quantized one: prepare, look at data, choose scales, round, correct."""
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import fx, nn
+
+from lutwise.errors import CalibrationError, ModelError
+from lutwise.quant import algorithms, brevitas_facade, kernels
+from lutwise.quant.algorithms import Stage
+from lutwise.quant.formats import Format, parse_element
+from lutwise.quant.graph import PreparedModel, layer_nodes, prepare_graph
+from lutwise.quant.plan import Group, Plan, plan_dataflow, plan_layerwise
+from lutwise.quant.quantized import QuantizedModel, QuantizedWeight, TensorQuantizer
+from lutwise.quant.ranges import ScaleKind, search, squared_error
+from lutwise.quant.recipe import Granularity, GraphMode, Recipe
+
+__all__ = ["Samples", "collect_samples", "prepare", "quantize"]
+
+_SAMPLES: Final = 1 << 16
+"""Numbers kept of a tensor; its extremes are always among them."""
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Samples:
+    """What calibration saw of a float model.
+
+    Args:
+        numbers: Up to 2**16 numbers of each node's output, by node, shape (n,).
+        input_nonnegative: No image held a negative number.
+        images: How many images.
+    """
+
+    numbers: Mapping[str, torch.Tensor]
+    input_nonnegative: bool
+    images: int
+
+
+def prepare(
+    model: nn.Module, input_shape: tuple[int, ...], recipe: Recipe, *, name: str
+) -> PreparedModel:
+    """Trace a float model, fold batch norms, and run the algorithms of the first stage.
+
+    Args:
+        model: Any traceable module; not changed.
+        input_shape: Of one image, (channels, height, width).
+        recipe: What to do.
+        name: For people.
+
+    Raises:
+        ModelError: NaN or infinite weights, or a wrong input shape.
+        UnsupportedLayerError: The model cannot be traced or has no layers.
+    """
+    for key, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            bad = int((~torch.isfinite(tensor)).sum())
+            raise ModelError(f"{name}: {bad} of {tensor.numel()} numbers in {key!r} are not finite")
+    graph = brevitas_facade.trace(model)
+    if recipe.relu6_to_relu:
+        graph = brevitas_facade.relu6_to_relu(graph)
+    for algorithm, config in algorithms.selected(recipe.algorithms, Stage.PREPARE):
+        graph = algorithm.run(graph, config)
+    return prepare_graph(brevitas_facade.finish(graph), input_shape, name=name)
+
+
+@torch.no_grad()
+def collect_samples(
+    model: PreparedModel, images: torch.Tensor, *, batch: int, seed: int
+) -> Samples:
+    """Run the float model and keep numbers of every tensor.
+
+    Args:
+        model: The float model.
+        images: Calibration images, shape (n, c, h, w).
+        batch: Images at a time.
+        seed: Of the choice of numbers.
+
+    Raises:
+        CalibrationError: There are no images, or the model makes NaN or Inf of them.
+    """
+    if len(images) == 0:
+        raise CalibrationError("calibration needs at least one image, got none")
+    parts = images.split(batch)
+    collector = _Collector(model, share=_SAMPLES // len(parts), seed=seed)
+    for part in parts:
+        collector.run(part)
+    numbers = {name: torch.cat(kept) for name, kept in collector.kept.items()}
+    for name, kept in numbers.items():
+        if not torch.isfinite(kept).all():
+            raise CalibrationError(
+                f"{model.name}: the output of node {name!r} is NaN or infinite on calibration "
+                "images; are they normalised as in training?"
+            )
+    return Samples(
+        numbers=numbers, input_nonnegative=bool(images.min() >= 0), images=len(images)
+    )
+
+
+class _Collector(fx.Interpreter):
+    def __init__(self, model: PreparedModel, *, share: int, seed: int) -> None:
+        super().__init__(model.graph)
+        self.kept: dict[str, list[torch.Tensor]] = {}
+        self._share = max(1, share)
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def run_node(self, n: fx.Node) -> object:
+        result = super().run_node(n)
+        if isinstance(result, torch.Tensor) and n.op != "output" and result.is_floating_point():
+            flat = result.reshape(-1)
+            if len(flat) > self._share:
+                pick = torch.randint(len(flat), (self._share,), generator=self._generator)
+                flat = torch.cat([flat[pick], torch.stack(list(flat.aminmax()))])
+            self.kept.setdefault(n.name, []).append(flat.clone())
+        return result
+
+
+def quantize(
+    model: PreparedModel,
+    samples: Samples,
+    images: torch.Tensor,
+    recipe: Recipe,
+    *,
+    progress: Progress = lambda step: None,
+) -> QuantizedModel:
+    """Quantize a prepared model.
+
+    Args:
+        model: The float model.
+        samples: What calibration saw of it.
+        images: Calibration images, for algorithms that run the model, shape (n, c, h, w).
+        recipe: What to do.
+        progress: Called with the name of each step.
+
+    Raises:
+        UnsupportedLayerError: A node that the graph mode cannot hold.
+        CalibrationError: No range can be found.
+    """
+    progress("round weights")
+    weights = _quantize_weights(model, recipe)
+    progress("find activation ranges")
+    dataflow = recipe.mode is GraphMode.DATAFLOW
+    if dataflow:
+        plan = plan_dataflow(
+            model,
+            input_nonnegative=samples.input_nonnegative,
+            quantize_output=recipe.output is not None,
+        )
+    else:
+        plan = plan_layerwise(model, input_nonnegative=samples.input_nonnegative)
+    by_point = _activation_quantizers(plan, samples, recipe)
+    graph = copy.deepcopy(model.graph)
+    quantized = QuantizedModel(
+        model,
+        graph,
+        weights=weights,
+        outputs=by_point if dataflow else {},
+        layer_inputs={layer: by_point[source] for layer, source in plan.layer_sources.items()},
+    )
+    for node in graph.graph.nodes:
+        if node.name in weights:
+            quantized.layer(node).weight.copy_(weights[node.name].real())
+    for algorithm, config in algorithms.selected(recipe.algorithms, Stage.CORRECT):
+        progress(algorithm.name.replace("_", " "))
+        algorithm.run(quantized, images, config)
+    _round_biases(quantized)
+    return quantized
+
+
+@torch.no_grad()
+def _round_biases(model: QuantizedModel) -> None:
+    """Move each bias to the grid of its layer's accumulator, where hardware adds it."""
+    for node in layer_nodes(model.prepared):
+        bias, weight = model.layer(node).bias, model.weights[node.name]
+        source = model.input_quantizer(node)
+        if bias is not None:
+            exponent = weight.format.unit_exponent + source.format.unit_exponent
+            step = weight.scales.double() * source.scale * 2.0**exponent
+            bias.copy_(torch.round(bias.double() / step) * step)
+
+
+@torch.no_grad()
+def _quantize_weights(model: PreparedModel, recipe: Recipe) -> dict[str, QuantizedWeight]:
+    nodes = layer_nodes(model)
+    found = {}
+    for i, node in enumerate(nodes):
+        fmt = recipe.weight_format(str(node.target), first=i == 0, last=i == len(nodes) - 1)
+        weight = model.module(node).weight
+        assert isinstance(weight, torch.Tensor)
+        per_channel = recipe.weights.granularity is Granularity.CHANNEL
+        rows = weight.reshape(len(weight), -1) if per_channel else weight.reshape(1, -1)
+        scales = search(fmt, rows, recipe.weights.search())
+        values = kernels.quantize(fmt, rows.double() / scales.double().reshape(-1, 1))
+        found[node.name] = QuantizedWeight(
+            format=fmt, values=values.reshape(weight.shape), scales=scales
+        )
+    return found
+
+
+def _group_format(group: Group, samples: Samples, recipe: Recipe) -> Format:
+    if group.is_input:
+        fmt = parse_element(recipe.input)
+        return fmt.as_unsigned() if group.nonnegative else fmt.as_signed()
+    if group.is_output and recipe.output is not None:
+        fmt = parse_element(recipe.output)
+        return fmt.as_unsigned() if group.nonnegative else fmt.as_signed()
+    return recipe.activation_format(group.modules, nonnegative=group.nonnegative)
+
+
+def _activation_quantizers(
+    plan: Plan, samples: Samples, recipe: Recipe
+) -> dict[str, TensorQuantizer]:
+    """Return the quantizer of each point."""
+    families: dict[int, list[Group]] = {}
+    for group in plan.groups:
+        families.setdefault(group.family, []).append(group)
+    found: dict[str, TensorQuantizer] = {}
+    for family in families.values():
+        formats = [_group_format(group, samples, recipe) for group in family]
+        rows = [
+            torch.cat([samples.numbers[name] for name in group.points]).reshape(1, -1)
+            for group in family
+        ]
+        how = recipe.activations.search()
+        scales = [search(f, r, how) for f, r in zip(formats, rows, strict=True)]
+        if len(family) > 1 and how.scale is ScaleKind.FLOAT32:
+            scales = _align(formats, rows, scales)
+        for group, fmt, scale in zip(family, formats, scales, strict=True):
+            quantizer = TensorQuantizer(format=fmt, scale=scale.item())
+            found.update(dict.fromkeys(group.points, quantizer))
+    return found
+
+
+def _align(
+    formats: list[Format], rows: list[torch.Tensor], scales: list[torch.Tensor]
+) -> list[torch.Tensor]:
+    """Move scales so that they differ by powers of two, at the least relative squared error.
+
+    The fraction that all share is one of the given scales' own; each scale then takes the power
+    of two that serves it best.
+    """
+    powers = [r.square().mean().clamp_min(1e-30) for r in rows]
+    best: tuple[float, list[torch.Tensor]] | None = None
+    for base in scales:
+        chosen, total = [], 0.0
+        for fmt, row, scale, power in zip(formats, rows, scales, powers, strict=True):
+            nearest = torch.round(torch.log2(scale / base))
+            options = [base * torch.exp2(nearest + d) for d in (-1.0, 0.0, 1.0)]
+            errors = [(squared_error(fmt, row, o) / power).item() for o in options]
+            pick = min(range(len(options)), key=errors.__getitem__)
+            chosen.append(options[pick])
+            total += errors[pick]
+        if best is None or total < best[0]:
+            best = (total, chosen)
+    assert best is not None
+    return best[1]
+
+

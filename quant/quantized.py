@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A quantized model in torch: float32 fake quantization, the fast approximation."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from lutwise.quant import kernels
+from lutwise.quant.formats import Format
+from lutwise.quant.graph import PreparedModel
+
+__all__ = ["QuantizedModel", "QuantizedWeight", "TensorQuantizer", "predict"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorQuantizer:
+    """A format and its scale.
+
+    Args:
+        format: Of the values.
+        scale: Positive float32 number.
+    """
+
+    format: Format
+    scale: float
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Return ``scale * round(x / scale)`` in the format."""
+        if self.format.max_value > torch.finfo(x.dtype).max:
+            wide = torch.tensor(self.scale, dtype=torch.float64)
+            return kernels.quantize_scaled(self.format, x.double(), wide).to(x.dtype)
+        return kernels.quantize_scaled(self.format, x, torch.tensor(self.scale, dtype=x.dtype))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class QuantizedWeight:
+    """Weights of a layer as values and scales.
+
+    Args:
+        format: Of the values.
+        values: Numbers of the format, float64, shape of the weight.
+        scales: Float32, shape (out,) or (1,).
+    """
+
+    format: Format
+    values: torch.Tensor
+    scales: torch.Tensor
+
+    def real(self) -> torch.Tensor:
+        """Return ``scale * value``, float32, shape of the weight."""
+        shape = (-1,) + (1,) * (self.values.dim() - 1)
+        return (self.values * self.scales.double().reshape(shape)).float()
+
+
+class QuantizedModel(nn.Module):
+    """A prepared model with quantized weights, and quantizers at some of its tensors.
+
+    Args:
+        prepared: The float model; not changed.
+        graph: Its copy, whose layers hold quantized weights and corrected biases.
+        weights: By layer node.
+        outputs: Quantizers of node outputs, by node (``dataflow``).
+        layer_inputs: Quantizers of layer inputs, by layer node (``layerwise``).
+    """
+
+    def __init__(
+        self,
+        prepared: PreparedModel,
+        graph: fx.GraphModule,
+        *,
+        weights: Mapping[str, QuantizedWeight],
+        outputs: Mapping[str, TensorQuantizer],
+        layer_inputs: Mapping[str, TensorQuantizer],
+    ) -> None:
+        super().__init__()
+        self.prepared = prepared
+        self.graph = graph
+        self.weights = weights
+        self.outputs = outputs
+        self.layer_inputs = layer_inputs
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map images (n, c, h, w) to the output, by float32 fake quantization."""
+        return _Runner(self).run(x)  # type: ignore[no-any-return]
+
+    def layer(self, node: fx.Node) -> nn.Conv2d | nn.Linear:
+        """Return the quantized layer of a node."""
+        module = self.graph.get_submodule(str(node.target))
+        assert isinstance(module, nn.Conv2d | nn.Linear)
+        return module
+
+    def input_quantizer(self, node: fx.Node) -> TensorQuantizer:
+        """Return the quantizer that the input of a layer has gone through."""
+        if found := self.layer_inputs.get(node.name):
+            return found
+        source = node.all_input_nodes[0]
+        while source.name not in self.outputs:  # through nodes that keep values
+            source = source.all_input_nodes[0]
+        return self.outputs[source.name]
+
+
+class _Runner(fx.Interpreter):
+    def __init__(self, model: QuantizedModel) -> None:
+        super().__init__(model.graph)
+        self._model = model
+
+    def run_node(self, n: fx.Node) -> Any:
+        if before := self._model.layer_inputs.get(n.name):
+            (source,) = self.fetch_args_kwargs_from_env(n)[0]
+            return self.call_module(str(n.target), (before(source),), {})  # type: ignore[arg-type]
+        result = super().run_node(n)
+        after = self._model.outputs.get(n.name)
+        return after(result) if after else result
+
+
+@torch.no_grad()
+def predict(model: nn.Module, images: torch.Tensor, *, batch: int = 64) -> torch.Tensor:
+    """Run a model over images (n, c, h, w), a batch at a time."""
+    return torch.cat([model(part) for part in images.split(batch)])

@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What to do with a model: validated, complete, and written back with every default filled in."""
+
+from collections.abc import Mapping
+from enum import StrEnum
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from lutwise.errors import ConfigError, FormatError
+from lutwise.quant import algorithms
+from lutwise.quant.formats import Format, parse_element, parse_weight
+from lutwise.quant.ranges import RangeMethod, RangeSearch, ScaleKind
+
+__all__ = ["GraphMode", "Granularity", "Override", "Recipe", "load_recipe"]
+
+
+def _element(text: str) -> str:
+    try:
+        return parse_element(text).name
+    except FormatError as error:
+        raise ValueError(str(error)) from error
+
+
+FormatName = Annotated[str, AfterValidator(_element)]
+
+
+class GraphMode(StrEnum):
+    """Which tensors get a format."""
+
+    DATAFLOW = "dataflow"
+    """Every tensor between layers, so that the network can be built in hardware."""
+
+    LAYERWISE = "layerwise"
+    """Inputs and weights of layers only."""
+
+
+class Granularity(StrEnum):
+    """How many scales the weights of a layer have."""
+
+    TENSOR = "tensor"
+    CHANNEL = "channel"
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class _Range(_Model):
+    range: RangeMethod = RangeMethod.MSE
+    percentile: float = Field(99.99, gt=50, le=100)
+    scale: ScaleKind = ScaleKind.FLOAT32
+
+    def search(self) -> RangeSearch:
+        """Return the settings in the form that `ranges` takes."""
+        return RangeSearch(method=self.range, percentile=self.percentile, scale=self.scale)
+
+
+class WeightSettings(_Range):
+    """Weights: format, range search, scales, and whether signed integers are symmetric."""
+
+    format: FormatName = "int8"
+    granularity: Granularity = Granularity.CHANNEL
+    narrow: bool = True
+
+
+class ActivationSettings(_Range):
+    """Activations: format and range search.
+
+    The format's unsigned form goes to tensors that are never negative, its signed form to the
+    others, for integers and minifloats alike; ``unsigned: false`` keeps the signed form.
+    """
+
+    format: FormatName = "uint8"
+    unsigned: bool = True
+
+
+class Calibration(_Model):
+    """How many images are looked at, and how many at a time."""
+
+    images: int = Field(256, ge=1)
+    batch: int = Field(64, ge=1)
+
+
+class Override(_Model):
+    """Other formats for the layers whose name matches a glob."""
+
+    layers: str
+    weights: FormatName | None = None
+    activations: FormatName | None = None
+
+
+class Recipe(_Model):
+    """Everything that decides the result, apart from model and data.
+
+    Args (all optional): ``weights``, ``activations``, ``mode``, ``input`` (format of the image),
+    ``output`` (format of the logits; null keeps the last layer's exact sums), ``first_layer`` and
+    ``last_layer`` (weight formats of these layers; null means as all others), ``relu6_to_relu``,
+    ``algorithms`` (names, or names with settings), ``overrides``, ``calibration``, ``seed``.
+    """
+
+    weights: WeightSettings = WeightSettings()
+    activations: ActivationSettings = ActivationSettings()
+    mode: GraphMode = GraphMode.DATAFLOW
+    input: FormatName = "int8"
+    output: FormatName | None = None
+    first_layer: FormatName | None = None
+    last_layer: FormatName | None = None
+    relu6_to_relu: bool = False
+    algorithms: Mapping[str, Mapping[str, Any]] = Field(
+        default_factory=lambda: {"equalize": {}, "bias_correction": {}}
+    )
+    overrides: tuple[Override, ...] = ()
+    calibration: Calibration = Calibration()
+    seed: int = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_names(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            for key in ("weights", "activations"):
+                if isinstance(data.get(key), str):
+                    data = {**data, key: {"format": data[key]}}
+            listed = data.get("algorithms")
+            if isinstance(listed, list | tuple):
+                data = {**data, "algorithms": {str(name): {} for name in listed}}
+        return data
+
+    @model_validator(mode="after")
+    def _resolve_algorithms(self) -> Self:
+        try:
+            resolved = algorithms.resolve(self.algorithms)
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+        object.__setattr__(self, "algorithms", resolved)
+        return self
+
+    def weight_format(self, layer: str, *, first: bool, last: bool) -> Format:
+        """Return the format of a layer's weights: override, else first or last layer, else all."""
+        text = self.weights.format
+        if first and self.first_layer:
+            text = self.first_layer
+        if last and self.last_layer:
+            text = self.last_layer
+        for override in self.overrides:
+            if override.weights and fnmatchcase(layer, override.layers):
+                text = override.weights
+        return parse_weight(text, narrow=self.weights.narrow)
+
+    def activation_format(self, layers: tuple[str, ...], *, nonnegative: bool) -> Format:
+        """Return the format of a tensor that the named modules make."""
+        text = self.activations.format
+        for override in self.overrides:
+            if override.activations and any(fnmatchcase(n, override.layers) for n in layers):
+                text = override.activations
+        fmt = parse_element(text)
+        if nonnegative and self.activations.unsigned:
+            return fmt.as_unsigned()
+        return fmt.as_signed()
+
+    def to_yaml(self) -> str:
+        """Return the complete recipe as YAML."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def load_recipe(
+    path: Path | None, changes: Mapping[str, Any] | None = None
+) -> Recipe:
+    """Read a recipe and apply changes to it, key by key (``weights.format``, ...).
+
+    Args:
+        path: YAML file; None for the defaults.
+        changes: Values by dotted key; these win over the file.
+
+    Raises:
+        ConfigError: The file is missing, no YAML, or not valid.
+    """
+    data: Any = {}
+    if path is not None:
+        try:
+            data = yaml.safe_load(path.read_text()) or {}
+        except OSError as error:
+            raise ConfigError(f"cannot read the recipe {path}: {error.strerror}") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path} is no YAML: {error}") from error
+        if not isinstance(data, dict):
+            raise ConfigError(f"{path}: a recipe is a mapping, got {type(data).__name__}")
+    for key, value in (changes or {}).items():
+        _set(data, key, value)
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, str(path) if path else "the recipe")) from error
+
+
+def _set(data: dict[str, Any], key: str, value: Any) -> None:
+    head, _, rest = key.partition(".")
+    if not rest:
+        data[head] = value
+        return
+    inner = data.get(head, {})
+    data[head] = {"format": inner} if isinstance(inner, str) else dict(inner)
+    _set(data[head], rest, value)
+
+
+def _explain(error: ValidationError, where: str) -> str:
+    lines = []
+    for item in error.errors():
+        place = ".".join(str(part) for part in item["loc"]) or "recipe"
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            message = f"unknown key; known are {', '.join(Recipe.model_fields)}"
+            if len(item["loc"]) > 1:
+                message = "unknown key"
+        lines.append(f"{place}: {message} (got {item['input']!r})")
+    return f"{where} is not valid: " + "; ".join(lines)
