@@ -69,7 +69,7 @@ def write_data(folder: Path) -> None:
         arrays[f"{name}_images"] = images[index][:, None]
         arrays[f"{name}_labels"] = labels[index].astype(np.uint8)
         arrays[f"{name}_index"] = index.astype(np.int32)
-    np.savez_compressed(ZOO / "fashion_mnist.npz", **arrays)  # type: ignore[arg-type]
+    np.savez_compressed(ZOO / "fashion_mnist.npz", **arrays)
 
 
 def normalise(images: npt.NDArray[np.uint8]) -> Tensor:
@@ -91,8 +91,8 @@ def train(name: str, epochs: int, folder: Path, threads: int) -> None:
     torch.manual_seed(SEED)
     build, rate = NETS[name]
     net = build()
-    x, y = (torch.as_tensor(a) for a in load(folder, "train"))
-    x = normalise(x.numpy())
+    pixels, classes = load(folder, "train")
+    x, y = normalise(pixels), torch.as_tensor(classes)
     batch, steps = 128, len(x) // 128
     optimizer = torch.optim.AdamW(net.parameters(), rate, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, epochs * steps, pct_start=0.2)
@@ -112,8 +112,8 @@ def train(name: str, epochs: int, folder: Path, threads: int) -> None:
             optimizer.step()
             schedule.step()
         print(f"epoch {epoch + 1}/{epochs} loss {loss.item():.3f}", flush=True)
-    images, labels = load(folder, "t10k")
-    score = accuracy(net, normalise(images), torch.as_tensor(labels))
+    test_pixels, labels = load(folder, "t10k")
+    score = accuracy(net, normalise(test_pixels), torch.as_tensor(labels))
     state = {k: v for k, v in net.state_dict().items() if not k.endswith("num_batches_tracked")}
     save_file(state, ZOO / f"{name}.safetensors")
     record = {

@@ -40,6 +40,8 @@ __all__ = ["Statistics", "execute", "trace"]
 
 _EXACT_BITS: Final = 53
 _ROUNDOFF: Final = 2.0**-53
+_PIECE: Final = 1 << 16
+"""Numbers rounded at a time: they stay in the cache from the first operation to the last."""
 
 Exact: TypeAlias = Callable[[tuple[int, ...]], Fraction]
 """Gives the exact accumulator at an index of the output."""
@@ -117,14 +119,16 @@ def _run(
     match node:
         case Quantize():
             assert spec.format is not None
+            # The quotient is float32 by definition, also where the format needs float64.
             step = torch.tensor(float(spec.scale), dtype=torch.float32)
-            return _store(spec.format, kernels.quantize(spec.format, x / step))
+            x = (x / step).to(_storage(spec.format))
+            return kernels.quantize(spec.format, x)
         case Conv() | Linear():
             return _layer(network, node, x, spec, counts)
         case Add():
-            return _add(node, xs, spec, counts)
+            return _add(network, node, xs, spec, counts)
         case Pool():
-            return _pool(node, x, spec, counts)
+            return _pool(network, node, x, spec, counts)
         case Concat():
             return torch.cat(xs, node.axis)
         case Flatten():
@@ -136,10 +140,10 @@ def _run(
             return x.clamp(node.low, node.high)
 
 
-def _store(fmt: Format, values: torch.Tensor) -> torch.Tensor:
-    """Hold values in float32 where every one of the format fits."""
+def _storage(fmt: Format) -> torch.dtype:
+    """Return the type that holds every value of a format."""
     fits = fmt.max_value < 2.0**128 and fmt.unit_exponent >= -149
-    return values.to(torch.float32 if fits else torch.float64)
+    return torch.float32 if fits else torch.float64
 
 
 def _sum(node: Conv | Linear, x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -164,62 +168,85 @@ def _layer(
     weights = torch.from_numpy(node.weight_values).to(dtype)
     unit = Fraction(2) ** node.accumulator.unit_exponent
     bias = _per_channel(node, np.array([float(int(b) * unit) for b in node.bias_codes]))
-    total = _sum(node, x.to(dtype), weights).to(torch.float64) + bias
+    total = _sum(node, x.to(dtype), weights)
     if node.requantizer is None:
         source = network.tensors[node.input].scale
         scales = np.array([float(source * s) for s in node.weight_scales])
-        return (total * _per_channel(node, scales)).to(torch.float32)
+        return ((total.double() + bias) * _per_channel(node, scales)).to(torch.float32)
     factors = _per_channel(node, node.requantizer.factors())
     bound = None
     if bits + MULTIPLIER_BITS + 1 > _EXACT_BITS:
         magnitude = _sum(node, x.to(dtype).abs(), weights.abs()) + bias.abs()
         # Each of n products and n sums rounds once at the most, and so does the multiplication.
         bound = magnitude * factors * ((node.dot_length + 4) * _ROUNDOFF)
-    return _requantize(
-        node.requantizer, spec, total * factors, bound, _exact_layer(node, x), counts
-    )
+    scaled = _Scaled(total, bias, factors, bound)
+    return _requantize(node.requantizer, spec, scaled, _exact_layer(node, x), counts)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Scaled:
+    """Numbers to round: ``(total + bias) * factors``, off by at most ``bound`` (None: exact)."""
+
+    total: torch.Tensor
+    bias: torch.Tensor
+    factors: torch.Tensor
+    bound: torch.Tensor | None
+
+    def pieces(self) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Yield the numbers in float64, as many samples at a time as fit the cache."""
+        count = max(1, _PIECE // max(1, self.total[0].numel()))
+        for start in range(0, len(self.total), count):
+            where = slice(start, start + count)
+            yield where, (self.total[where].double() + self.bias).mul_(self.factors)
 
 
 def _requantize(
     requantizer: Requantizer,
     spec: TensorSpec,
-    scaled: torch.Tensor,
-    bound: torch.Tensor | None,
+    scaled: _Scaled,
     exact: Exact,
     counts: Statistics,
 ) -> torch.Tensor:
-    """Round ``scaled``, which is off by at most ``bound`` (None: not at all), to the format."""
+    """Round to the format of ``spec`` and clamp."""
     fmt = spec.format
     assert fmt is not None
-    counts.results += scaled.numel()
-    result = kernels.quantize(fmt, scaled).clamp_(requantizer.low, requantizer.high)
-    if bound is not None:
-        low, high = (
-            kernels.quantize(fmt, end).clamp_(requantizer.low, requantizer.high)
-            for end in (scaled - bound, scaled + bound)
+    counts.results += scaled.total.numel()
+    result = torch.empty(scaled.total.shape, dtype=_storage(fmt))
+    low, high = requantizer.low, requantizer.high
+    for where, numbers in scaled.pieces():
+        result[where] = kernels.quantize(fmt, numbers).clamp_(low, high)
+        if scaled.bound is None:
+            continue
+        bound = scaled.bound[where]
+        ends = (
+            kernels.quantize(fmt, end).clamp_(low, high)
+            for end in (numbers - bound, numbers + bound)
         )
-        # Ends that round alike but meet at a tie cannot hide a third result: rounding is monotone.
-        open_results = torch.nonzero(low != high)
+        # Rounding is monotone: where both ends round alike, so does all between them.
+        open_results = torch.nonzero(torch.ne(*ends))
         counts.decided_again += len(open_results)
-        for index in map(tuple, open_results.tolist()):
-            channel = index[1] if len(requantizer.multiplier) > 1 else 0
+        for first, *rest in open_results.tolist():
+            index = (where.start + first, *rest)
+            # Channels are the last axis of a linear layer and the third last of a convolution.
+            axis = -scaled.factors.dim()
+            channel = index[axis] if len(requantizer.multiplier) > 1 else 0
             factor = Fraction(int(requantizer.multiplier[channel])) / Fraction(2) ** int(
                 requantizer.shift[channel]
             )
             value = float(reference.quantize(fmt, exact(index) * factor))
-            result[index] = min(max(value, requantizer.low), requantizer.high)
-    return _store(fmt, result)
+            result[index] = min(max(value, low), high)
+    return result
 
 
 def _exact_layer(node: Conv | Linear, x: torch.Tensor) -> Exact:
     unit = Fraction(2) ** node.accumulator.unit_exponent
 
     def exact(index: tuple[int, ...]) -> Fraction:
-        channel = index[1]
+        channel = index[-1] if isinstance(node, Linear) else index[1]
         weights = node.weight_values[channel]
         total = int(node.bias_codes[channel]) * unit
         if isinstance(node, Linear):
-            window = x[index[0]].numpy()
+            window = x[index[:-1]].numpy()
         else:
             top, left, bottom, right = node.padding
             padded = F.pad(x[index[0]], (left, right, top, bottom)).numpy()
@@ -239,23 +266,48 @@ def _exact_layer(node: Conv | Linear, x: torch.Tensor) -> Exact:
 
 
 def _add(
-    node: Add, xs: list[torch.Tensor], spec: TensorSpec, counts: Statistics
+    network: Network, node: Add, xs: list[torch.Tensor], spec: TensorSpec, counts: Statistics
 ) -> torch.Tensor:
     if node.requantizer is None:
         return xs[0] + xs[1]
     parts = [torch.ldexp(x.double(), torch.tensor(s)) for x, s in zip(xs, node.shifts, strict=True)]
-    factor = float(node.requantizer.factors()[0])
-    total = parts[0] + parts[1]
-    # The parts are exact; the sum and the multiplication round once each at the most.
-    bound = (parts[0].abs() + parts[1].abs()) * (factor * 4 * _ROUNDOFF)
+    bound = None
+    if _sum_bits(network, node.inputs, node.shifts) + MULTIPLIER_BITS + 1 > _EXACT_BITS:
+        bound = _sum_bound(parts[0].abs() + parts[1].abs(), 2, node.requantizer)
 
     def exact(index: tuple[int, ...]) -> Fraction:
         return Fraction(float(parts[0][index])) + Fraction(float(parts[1][index]))
 
-    return _requantize(node.requantizer, spec, total * factor, bound, exact, counts)
+    scaled = _unbiased(parts[0] + parts[1], node.requantizer, bound)
+    return _requantize(node.requantizer, spec, scaled, exact, counts)
 
 
-def _pool(node: Pool, x: torch.Tensor, spec: TensorSpec, counts: Statistics) -> torch.Tensor:
+def _unbiased(total: torch.Tensor, requantizer: Requantizer, bound: torch.Tensor | None) -> _Scaled:
+    return _Scaled(total, torch.zeros(1), torch.from_numpy(requantizer.factors()), bound)
+
+
+def _sum_bound(magnitude: torch.Tensor, terms: int, requantizer: Requantizer) -> torch.Tensor:
+    """Bound the error of a scaled sum of exact terms: each sum and the product round once."""
+    return magnitude * (float(requantizer.factors()[0]) * (terms + 4) * _ROUNDOFF)
+
+
+def _sum_bits(
+    network: Network, names: tuple[str, ...], shifts: tuple[int, ...], terms: int = 2
+) -> int:
+    """Return the bits of the largest magnitude that a sum of tensors can reach, in units."""
+    lowest, top = [], Fraction(0)
+    for name, shift in zip(names, shifts, strict=True):
+        fmt = network.tensors[name].format
+        assert fmt is not None
+        largest = max(Fraction(fmt.max_value), -Fraction(fmt.min_value))
+        lowest.append(fmt.unit_exponent + shift)
+        top = max(top, largest * Fraction(2) ** shift)
+    return int(terms * top / Fraction(2) ** min(lowest)).bit_length()
+
+
+def _pool(
+    network: Network, node: Pool, x: torch.Tensor, spec: TensorSpec, counts: Statistics
+) -> torch.Tensor:
     top, left, bottom, right = node.padding
     around = (left, right, top, bottom)
     if node.maximum:
@@ -264,13 +316,14 @@ def _pool(node: Pool, x: torch.Tensor, spec: TensorSpec, counts: Statistics) -> 
     padded = F.pad(x, around) if any(around) else x
     if node.requantizer is None:
         return F.avg_pool2d(padded, node.kernel, node.stride)
-    window = node.kernel[0] * node.kernel[1]
-    wide = padded.double()
-    factor = float(node.requantizer.factors()[0])
-    total = F.avg_pool2d(wide, node.kernel, node.stride, divisor_override=1)
-    bound = F.avg_pool2d(wide.abs(), node.kernel, node.stride, divisor_override=1) * (
-        factor * (window + 4) * _ROUNDOFF
-    )
+    window, wide = node.kernel[0] * node.kernel[1], padded.double()
+
+    def sums(numbers: torch.Tensor) -> torch.Tensor:
+        return F.avg_pool2d(numbers, node.kernel, node.stride, divisor_override=1)
+
+    bound = None
+    if _sum_bits(network, node.inputs, (0,), window) + MULTIPLIER_BITS + 1 > _EXACT_BITS:
+        bound = _sum_bound(sums(wide.abs()), window, node.requantizer)
 
     def exact(index: tuple[int, ...]) -> Fraction:
         row, column = index[2] * node.stride[0], index[3] * node.stride[1]
@@ -279,4 +332,5 @@ def _pool(node: Pool, x: torch.Tensor, spec: TensorSpec, counts: Statistics) -> 
         ]
         return sum((Fraction(float(v)) for v in view.reshape(-1)), Fraction(0))
 
-    return _requantize(node.requantizer, spec, total * factor, bound, exact, counts)
+    scaled = _unbiased(sums(wide), node.requantizer, bound)
+    return _requantize(node.requantizer, spec, scaled, exact, counts)

@@ -267,8 +267,9 @@ class _Lowering:
         if kind is Kind.FLATTEN:
             self._nodes.append(Flatten(name=node.name, input=source.name, output=output))
         elif kind is Kind.PAD:
-            padding = getattr(self._model.prepared.module(node), "padding", 0)
-            left, right, up, down = padding
+            module = self._model.prepared.module(node)
+            assert isinstance(module, nn.ConstantPad2d)
+            left, right, up, down = module.padding
             self._nodes.append(
                 Pad(
                     name=node.name,
@@ -278,7 +279,9 @@ class _Lowering:
                 )
             )
         else:
-            names = tuple(self._holder[n.name] for n in node.args[0])  # type: ignore[union-attr]
+            operands = node.args[0]
+            assert isinstance(operands, list | tuple)
+            names = tuple(self._holder[n.name] for n in operands if isinstance(n, fx.Node))
             axis = node.args[1] if len(node.args) > 1 else node.kwargs["dim"]
             assert isinstance(axis, int)
             rank = len(source.shape) + 1
@@ -293,9 +296,7 @@ def _power(ratio: Fraction) -> int:
     return exponent
 
 
-def _clamp_values(
-    fmt: Format, scale: Fraction, real: tuple[float, float]
-) -> tuple[float, float]:
+def _clamp_values(fmt: Format, scale: Fraction, real: tuple[float, float]) -> tuple[float, float]:
     """Return the ends of a clamp as values of the format."""
     ends = np.array([end / float(scale) for end in real])
     low, high = quantize(fmt, ends)
@@ -360,4 +361,3 @@ def _window_of(
             "count_include_pad=False, divisor_override) has no exact form"
         )
     return kernel, stride, (up, left, down, right)
-

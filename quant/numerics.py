@@ -74,16 +74,19 @@ def quantize(fmt: Format, x: npt.NDArray[_F]) -> npt.NDArray[_F]:
     """
     if x.dtype not in (np.float32, np.float64):
         raise FormatError(f"quantize takes float32 or float64 arrays, got {x.dtype}")
-    if fmt.max_value > np.finfo(x.dtype).max:
+    if fmt.max_value > float(np.finfo(x.dtype).max):
         raise FormatError(f"{fmt} reaches {fmt.max_value:g}, which {x.dtype} does not hold")
     clipped = np.clip(x, fmt.min_value, fmt.max_value)
     if isinstance(fmt, IntFormat):
-        return np.rint(clipped) + x.dtype.type(0)
+        whole: npt.NDArray[_F] = np.rint(clipped) + x.dtype.type(0)
+        return whole
     wide = clipped.astype(np.float64)
     exponent = np.frexp(wide)[1] - 1
     step = np.maximum(exponent, fmt.min_exponent) - fmt.mantissa_bits
-    rounded = np.ldexp(np.rint(np.ldexp(wide, -step)), step) + 0.0
-    return rounded.astype(x.dtype)
+    rounded: npt.NDArray[_F] = (np.ldexp(np.rint(np.ldexp(wide, -step)), step) + 0.0).astype(
+        x.dtype
+    )
+    return rounded
 
 
 def quantize_scaled(fmt: Format, x: npt.NDArray[_F], scale: npt.ArrayLike) -> npt.NDArray[_F]:
@@ -128,4 +131,5 @@ def quantize_block(fmt: BlockFormat, x: npt.NDArray[_F]) -> npt.NDArray[_F]:
     exponent = np.clip(exponent, -127, 127)
     element = np.ldexp(blocks, -exponent - fmt.element_exponent)
     result = np.ldexp(quantize(fmt.element, element), exponent + fmt.element_exponent)
-    return result.reshape(x.shape).astype(x.dtype)
+    back: npt.NDArray[_F] = result.reshape(x.shape).astype(x.dtype)
+    return back

@@ -103,9 +103,7 @@ def _refuse(model: PreparedModel, node: fx.Node) -> UnsupportedLayerError:
     )
 
 
-def plan_dataflow(
-    model: PreparedModel, *, input_nonnegative: bool, quantize_output: bool
-) -> Plan:
+def plan_dataflow(model: PreparedModel, *, input_nonnegative: bool, quantize_output: bool) -> Plan:
     """Plan the ``dataflow`` mode.
 
     Args:

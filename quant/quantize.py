@@ -97,9 +97,7 @@ def collect_samples(
                 f"{model.name}: the output of node {name!r} is NaN or infinite on calibration "
                 "images; are they normalised as in training?"
             )
-    return Samples(
-        numbers=numbers, input_nonnegative=bool(images.min() >= 0), images=len(images)
-    )
+    return Samples(numbers=numbers, input_nonnegative=bool(images.min() >= 0), images=len(images))
 
 
 class _Collector(fx.Interpreter):
@@ -259,5 +257,3 @@ def _align(
             best = (total, chosen)
     assert best is not None
     return best[1]
-
-

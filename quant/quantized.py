@@ -110,7 +110,7 @@ class _Runner(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         if before := self._model.layer_inputs.get(n.name):
             (source,) = self.fetch_args_kwargs_from_env(n)[0]
-            return self.call_module(str(n.target), (before(source),), {})  # type: ignore[arg-type]
+            return self.call_module(str(n.target), (before(source),), {})
         result = super().run_node(n)
         after = self._model.outputs.get(n.name)
         return after(result) if after else result

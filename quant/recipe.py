@@ -15,7 +15,10 @@ from lutwise.quant import algorithms
 from lutwise.quant.formats import Format, parse_element, parse_weight
 from lutwise.quant.ranges import RangeMethod, RangeSearch, ScaleKind
 
-__all__ = ["GraphMode", "Granularity", "Override", "Recipe", "load_recipe"]
+__all__ = ["Granularity", "GraphMode", "Override", "Recipe", "build_recipe", "load_recipe"]
+
+_WITH_FORMAT = ("weights", "activations")
+"""Settings for which a bare format may stand."""
 
 
 def _element(text: str) -> str:
@@ -121,7 +124,7 @@ class Recipe(_Model):
     @classmethod
     def _accept_names(cls, data: Any) -> Any:
         if isinstance(data, dict):
-            for key in ("weights", "activations"):
+            for key in _WITH_FORMAT:
                 if isinstance(data.get(key), str):
                     data = {**data, key: {"format": data[key]}}
             listed = data.get("algorithms")
@@ -166,14 +169,12 @@ class Recipe(_Model):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
-def load_recipe(
-    path: Path | None, changes: Mapping[str, Any] | None = None
-) -> Recipe:
-    """Read a recipe and apply changes to it, key by key (``weights.format``, ...).
+def load_recipe(path: Path | None, changes: Mapping[str, Any] | None = None) -> Recipe:
+    """Read a recipe and apply changes to it.
 
     Args:
         path: YAML file; None for the defaults.
-        changes: Values by dotted key; these win over the file.
+        changes: Values by dotted key (``weights.format``, ...); these win over the file.
 
     Raises:
         ConfigError: The file is missing, no YAML, or not valid.
@@ -188,22 +189,44 @@ def load_recipe(
             raise ConfigError(f"{path} is no YAML: {error}") from error
         if not isinstance(data, dict):
             raise ConfigError(f"{path}: a recipe is a mapping, got {type(data).__name__}")
-    for key, value in (changes or {}).items():
+    return build_recipe(data, changes=changes or {}, where=str(path) if path else "the recipe")
+
+
+def build_recipe(*parts: Mapping[str, Any], changes: Mapping[str, Any], where: str) -> Recipe:
+    """Make a recipe of nested settings, later ones over earlier ones.
+
+    Args:
+        parts: Settings as a recipe file holds them.
+        changes: Values by dotted key; these win over all parts.
+        where: For error messages.
+
+    Raises:
+        ConfigError: The result is not valid.
+    """
+    data: dict[str, Any] = {}
+    for part in parts:
+        for key, value in part.items():
+            _set(data, key, value)
+    for key, value in changes.items():
         _set(data, key, value)
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(_explain(error, str(path) if path else "the recipe")) from error
+        raise ConfigError(_explain(error, where)) from error
 
 
 def _set(data: dict[str, Any], key: str, value: Any) -> None:
+    """Set a value; a mapping is merged into the mapping (or bare format) that is there."""
     head, _, rest = key.partition(".")
-    if not rest:
-        data[head] = value
-        return
-    inner = data.get(head, {})
-    data[head] = {"format": inner} if isinstance(inner, str) else dict(inner)
-    _set(data[head], rest, value)
+    if rest:
+        value = {rest: value}
+    there = data.get(head)
+    if head in _WITH_FORMAT:
+        there = {"format": there} if isinstance(there, str) else there
+        value = {"format": value} if isinstance(value, str) else value
+    if isinstance(there, dict) and isinstance(value, dict) and head != "algorithms":
+        value = {**there, **value}
+    data[head] = value
 
 
 def _explain(error: ValidationError, where: str) -> str:

@@ -71,7 +71,8 @@ def _run(
 ) -> list[Any]:
     results = []
     for i in range(count):
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n, i=i: held[n][i])
+        current = {source: kept[i] for source, kept in held.items()}
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), current.__getitem__)
         match node.op:
             case "call_module":
                 results.append(graph.get_submodule(str(node.target))(*args, **kwargs))

@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rebuild the unit library: ``python -m lutwise.cost_models.characterize``.
+
+Every unit is synthesized in each style that fits its formats, every netlist is compared with
+its exact model, and the smallest one goes into the table. Finished units are kept by content,
+so that a run that was stopped continues where it was.
+"""
+
+import argparse
+import csv
+import io
+import multiprocessing
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import cache
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from lutwise.cost_models.requantizer_units import RequantizerKey, requantizer_units
+from lutwise.cost_models.units import UnitKey, diagonal_units, library_units
+from lutwise.errors import LutwiseError, MismatchError
+from lutwise.hw.dot_product import DotProduct, applicable_styles
+from lutwise.hw.requantizer import Requantizer, typical_shift, verify_requantizer
+from lutwise.hw.store import content_key
+from lutwise.hw.synthesis import Synthesizer, measure, tool_name
+from lutwise.hw.verify import verify_dot_product
+
+__all__ = ["DOT_PRODUCT_COLUMNS", "characterize_dot_product", "characterize_requantizer", "main"]
+
+DOT_PRODUCT_COLUMNS: Final = (
+    "weights",
+    "activations",
+    "lanes",
+    "luts",
+    "carry8",
+    "ffs",
+    "depth",
+    "style",
+    "tool",
+    "luts_raw",
+    "accumulator_bits",
+    "vectors",
+    "exhaustive",
+)
+
+REQUANTIZER_COLUMNS: Final = (
+    "accumulator_bits",
+    "output",
+    "multiplier_bits",
+    "shift",
+    "luts",
+    "carry8",
+    "ffs",
+    "depth",
+    "tool",
+    "luts_raw",
+    "vectors",
+)
+
+Row = dict[str, Any]
+_Key = TypeVar("_Key", UnitKey, RequantizerKey)
+
+
+@cache
+def _synthesizer() -> Synthesizer:
+    return Synthesizer()
+
+
+def characterize_dot_product(unit: UnitKey) -> Row:
+    """Build one row of the table of dot products: the smallest of all structured styles.
+
+    Raises:
+        ToolError: Synthesis failed.
+        MismatchError: A netlist does not do what its model says.
+    """
+    rows = []
+    for style in applicable_styles(unit.weight_format, unit.activation_format):
+        dot = DotProduct(
+            weights=unit.weight_format,
+            activations=unit.activation_format,
+            lanes=unit.lanes,
+            style=style,
+        )
+        rows.append(_characterize_style(unit, dot))
+    return min(rows, key=lambda row: (row["luts"], row["luts_raw"], row["depth"]))
+
+
+def _characterize_style(unit: UnitKey, dot: DotProduct) -> Row:
+    synthesizer = _synthesizer()
+    verilog = dot.emit()
+    key = content_key("dot product row", verilog, tool_name())
+    if (kept := synthesizer.store.get(key)) and set(DOT_PRODUCT_COLUMNS) <= set(kept):
+        return kept
+    netlist = synthesizer.map(verilog, "dot_product")
+    result = measure(netlist)
+    proof = verify_dot_product(dot, netlist)
+    if not proof.passed:
+        raise MismatchError(f"{dot.name}: {proof.mismatches} mismatches, {proof.first_mismatch}")
+    row = {
+        "weights": unit.weights,
+        "activations": unit.activations,
+        "lanes": unit.lanes,
+        "luts": result.luts,
+        "carry8": result.carry8,
+        "ffs": result.ffs,
+        "depth": result.depth,
+        "style": dot.style.value,
+        "tool": result.tool,
+        "luts_raw": result.luts_raw,
+        "accumulator_bits": dot.accumulator_bits,
+        "vectors": proof.vectors,
+        "exhaustive": int(proof.exhaustive),
+    }
+    synthesizer.store.put(key, row)
+    return row
+
+
+def characterize_requantizer(unit: RequantizerKey) -> Row:
+    """Build one row of the table of requantizers.
+
+    Raises:
+        ToolError: Synthesis failed.
+        MismatchError: The netlist does not do what the model says.
+    """
+    synthesizer = _synthesizer()
+    circuit = Requantizer(
+        accumulator_bits=unit.accumulator_bits,
+        output=unit.output_format,
+        shift=typical_shift(unit.accumulator_bits, unit.output_format),
+    )
+    verilog = circuit.emit()
+    key = content_key("requantizer row", verilog, tool_name())
+    if (kept := synthesizer.store.get(key)) and set(REQUANTIZER_COLUMNS) <= set(kept):
+        return kept
+    netlist = synthesizer.map(verilog, "requantizer")
+    result = measure(netlist)
+    proof = verify_requantizer(circuit, netlist)
+    if not proof.passed:
+        raise MismatchError(
+            f"{circuit.name}: {proof.mismatches} mismatches, {proof.first_mismatch}"
+        )
+    row = {
+        "accumulator_bits": unit.accumulator_bits,
+        "output": unit.output,
+        "multiplier_bits": circuit.multiplier_bits,
+        "shift": circuit.shift,
+        "luts": result.luts,
+        "carry8": result.carry8,
+        "ffs": result.ffs,
+        "depth": result.depth,
+        "tool": result.tool,
+        "luts_raw": result.luts_raw,
+        "vectors": proof.vectors,
+    }
+    synthesizer.store.put(key, row)
+    return row
+
+
+def _rows(
+    units: Sequence[_Key], work: Callable[[_Key], Row], jobs: int
+) -> Iterator[tuple[int, Row]]:
+    """Yield the place and the row of every unit as they get ready."""
+    if jobs == 1:
+        for place, unit in enumerate(units):
+            yield place, work(unit)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=context) as pool:
+        places = {pool.submit(work, unit): place for place, unit in enumerate(units)}
+        try:
+            for future in as_completed(places):
+                yield places[future], future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _run(
+    title: str, units: Sequence[_Key], work: Callable[[_Key], Row], *, jobs: int, console: Console
+) -> list[Row]:
+    found: dict[int, Row] = {}
+    with Progress(
+        TextColumn("{task.description}"),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[last]}"),
+        console=console,
+    ) as progress:
+        task = progress.add_task(title, total=len(units), last="")
+        for place, row in _rows(units, work, jobs):
+            found[place] = row
+            progress.update(task, advance=1, last=str(units[place]))
+    return [found[place] for place in range(len(units))]
+
+
+def write_table(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
+    """Write a CSV file beside its place and move it there in one step."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".partial-")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text.getvalue())
+            stream.flush()
+            os.fsync(stream.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the characterization from the command line.
+
+    Returns:
+        0 when every unit was built and verified, 1 otherwise.
+    """
+    parser = argparse.ArgumentParser(prog="python -m lutwise.cost_models.characterize")
+    parser.add_argument("--jobs", type=int, default=1, help="units built at a time")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "data")
+    parser.add_argument(
+        "--only",
+        choices=["diagonal", "dot_products", "requantizers"],
+        help="diagonal: units of one format only, written to dot_products.csv",
+    )
+    options = parser.parse_args(argv)
+    if options.jobs < 1:
+        parser.error(f"--jobs wants a positive number, got {options.jobs}")
+    console = Console(stderr=True)
+    try:
+        if options.only != "requantizers":
+            units = list(diagonal_units() if options.only == "diagonal" else library_units())
+            rows = _run(
+                "dot products", units, characterize_dot_product, jobs=options.jobs, console=console
+            )
+            write_table(options.out / "dot_products.csv", DOT_PRODUCT_COLUMNS, rows)
+        if options.only in {None, "requantizers"}:
+            keys = list(requantizer_units())
+            rows = _run(
+                "requantizers", keys, characterize_requantizer, jobs=options.jobs, console=console
+            )
+            write_table(options.out / "requantizers.csv", REQUANTIZER_COLUMNS, rows)
+    except LutwiseError as error:
+        console.print(f"error: {error}", markup=False)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

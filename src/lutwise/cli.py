@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line. Handlers parse, call the library and print; heavy imports wait until then.
+
+Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage,
+130 interrupted.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from lutwise import __version__
+from lutwise.errors import LutwiseError
+
+__all__ = ["cli", "main"]
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def _stack(*options: Callable[[_F], _F]) -> Callable[[_F], _F]:
+    """Return one decorator that applies several, so that their help keeps the given order."""
+
+    def apply(function: _F) -> _F:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return apply
+
+
+_MODEL_OPTIONS = _stack(
+    click.argument("model"),
+    click.option("--arch", help="Architecture of a checkpoint: zoo/NAME, timm/NAME, ..."),
+    click.option("--trust-code", is_flag=True, help="Allow --arch to run Python code of yours."),
+    click.option("--calib", help="Calibration images: a folder, an .npz file, or zoo/NAME."),
+    click.option("--eval", "evaluation", help="Labelled images to measure accuracy on."),
+    click.option("--eval-images", type=click.IntRange(1), help="Of these, at most."),
+    click.option("--calib-images", type=click.IntRange(1), help="Of these, at most."),
+    click.option("--pe", type=click.IntRange(1), default=4, show_default=True,
+                 help="Outputs computed side by side in the priced hardware."),
+    click.option("--simd", type=click.IntRange(1), default=8, show_default=True,
+                 help="Products per output and cycle in the priced hardware."),
+    click.option("--threads", type=click.IntRange(1), help="Threads; default: all cores."),
+    click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
+    click.option("--quiet", is_flag=True, help="No progress on stderr."),
+)  # fmt: skip
+
+_RECIPE_OPTIONS = _stack(
+    click.option("--recipe", type=click.Path(path_type=Path), help="Recipe file (YAML)."),
+    click.option("--mode", help="dataflow (default) or layerwise."),
+    click.option("--algorithms", help="Names, separated by commas; '' for none."),
+    click.option("--seed", type=int, help="Of every random choice."),
+    click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
+                 help="Any recipe key, e.g. --set weights.range=max. Repeatable."),
+)  # fmt: skip
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="quantize")
+def cli() -> None:
+    """Quantize trained networks to integers and minifloats, and know what they cost in LUTs."""
+
+
+@cli.command("run")
+@_MODEL_OPTIONS
+@click.option("--weights", help="Format of the weights: int4, e2m1, ...")
+@click.option("--acts", help="Format of the activations: uint4, ue2m2, ...")
+@_RECIPE_OPTIONS
+@click.option(
+    "--check-images",
+    type=click.IntRange(0),
+    default=2000,
+    show_default=True,
+    help="Compare the exported file on so many images, at most.",
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Run directory.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and stop.")
+def _run(**options: Any) -> None:
+    """Quantize MODEL, measure it, export it, price it.
+
+    MODEL is zoo/NAME, a .safetensors or .pt file with --arch, an .onnx file, timm/NAME or
+    torchvision/NAME. Without --calib and --eval a zoo model uses the images it came with.
+    """
+    from lutwise import commands
+
+    _print(commands.run(options, _changes(options)), options["as_json"])
+
+
+@cli.command("sweep")
+@_MODEL_OPTIONS
+@click.option(
+    "--space", default="demo", show_default=True, help="Points: demo, diagonal, or a YAML file."
+)
+@_RECIPE_OPTIONS
+@click.option(
+    "--check-images",
+    type=click.IntRange(0),
+    default=64,
+    show_default=True,
+    help="Compare every exported file on so many images, at most.",
+)
+@click.option(
+    "--jobs", type=click.IntRange(1), default=1, show_default=True, help="Points at a time."
+)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Sweep directory.")
+@click.option("--dry-run", is_flag=True, help="List the points, and stop.")
+def _sweep(**options: Any) -> None:
+    """Run many points of MODEL; plot accuracy against bits and LUTs."""
+    from lutwise import commands
+
+    _print(commands.sweep(options, _changes(options)), options["as_json"])
+
+
+@cli.command("synth")
+@click.argument("weights")
+@click.argument("activations")
+@click.option(
+    "--lanes", type=click.IntRange(1, 256), default=8, show_default=True, help="Products per cycle."
+)
+@click.option(
+    "--style",
+    default="auto",
+    show_default=True,
+    help="Product architecture; auto takes the smallest.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def _synth(**options: Any) -> None:
+    """Synthesize a dot-product unit, prove the netlist against its model, count its LUTs."""
+    from lutwise import commands
+
+    _print(commands.synth(options), options["as_json"])
+
+
+@cli.command("estimate")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--pe", type=click.IntRange(1), default=4, show_default=True)
+@click.option("--simd", type=click.IntRange(1), default=8, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def _estimate(**options: Any) -> None:
+    """Price the layers of a finished RUN with another folding."""
+    from lutwise import commands
+
+    _print(commands.estimate_run(options), options["as_json"])
+
+
+@cli.command("report")
+@click.argument("directory", type=click.Path(path_type=Path))
+def _report(directory: Path) -> None:
+    """Draw the plots and the page of a finished sweep again."""
+    from lutwise import commands
+
+    _print(commands.report(directory), False)
+
+
+@cli.command("doctor")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def _doctor(as_json: bool) -> None:
+    """Say what is installed and what it can do."""
+    from lutwise import commands
+
+    _print(commands.doctor(), as_json)
+
+
+def _changes(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the recipe values that the options give, by dotted key."""
+    import yaml
+
+    found: dict[str, Any] = {}
+    for setting in options["settings"]:
+        key, equals, value = setting.partition("=")
+        if not equals or not key:
+            raise click.UsageError(f"--set wants KEY=VALUE, got {setting!r}")
+        try:
+            found[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise click.UsageError(f"--set {key}: {value!r} is no YAML value") from error
+    keys = {
+        "weights": "weights.format",
+        "acts": "activations.format",
+        "mode": "mode",
+        "seed": "seed",
+        "calib_images": "calibration.images",
+    }
+    found.update({key: options[o] for o, key in keys.items() if options.get(o) is not None})
+    if options["algorithms"] is not None:
+        found["algorithms"] = [n.strip() for n in options["algorithms"].split(",") if n.strip()]
+    return found
+
+
+def _print(result: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(result, indent=2))
+        return
+    from lutwise.commands import for_people
+
+    for line in for_people(result):
+        click.echo(line)
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """Turn errors raised on purpose into one message and an exit code."""
+    try:
+        yield
+    except LutwiseError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted; the same command continues where it stopped", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        # Whoever read our output has gone; what is left to say goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def main() -> None:
+    """Run the command line."""
+    with _errors():
+        try:
+            cli.main(standalone_mode=False)
+        except click.exceptions.Exit as stop:
+            sys.exit(stop.exit_code)
+        except click.ClickException as error:
+            error.show()
+            sys.exit(error.exit_code)

@@ -1,0 +1,338 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the commands do: build configurations, call the library, return plain values."""
+
+import functools
+import importlib.util
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from lutwise.cost_models.estimate import Folding, estimate
+from lutwise.cost_models.from_network import layer_shapes, shapes_from_json
+from lutwise.errors import ConfigError, DataError
+from lutwise.export.report import write_run_report
+from lutwise.pipeline import Job, Result, load_job, tool_versions
+from lutwise.pipeline import run as run_job
+from lutwise.quant.algorithms import list_algorithms
+from lutwise.quant.formats import parse_element, parse_weight
+from lutwise.quant.graph import layer_nodes
+from lutwise.quant.lower import lower
+from lutwise.quant.models import load_model, zoo_names
+from lutwise.quant.quantize import collect_samples, prepare, quantize
+from lutwise.quant.recipe import Recipe, load_recipe
+from lutwise.reporting import draw_sweep, run_summary
+from lutwise.space import load_space
+from lutwise.sweep import sweep as run_sweep
+from lutwise.workspace import Steps, ensure_writable
+
+__all__ = ["doctor", "estimate_run", "for_people", "report", "run", "sweep", "synth"]
+
+Options = Mapping[str, Any]
+
+
+def _threads(options: Options) -> int:
+    return options["threads"] or len(os.sched_getaffinity(0))
+
+
+def _load(options: Options, calib_images: int, seed: int) -> Job:
+    """Load model and images; a module-level function, so that worker processes can."""
+    threads = _threads(options)
+    torch.set_num_threads(threads)
+    model = load_model(options["model"], arch=options["arch"], trust_code=options["trust_code"])
+    return load_job(
+        model,
+        calib=options["calib"],
+        evaluation=options["evaluation"],
+        calib_images=calib_images,
+        eval_images=options["eval_images"],
+        seed=seed,
+        folding=Folding(pe=options["pe"], simd=options["simd"]),
+        check_images=options["check_images"],
+        threads=threads,
+    )
+
+
+@contextmanager
+def _steps_shown(quiet: bool) -> Iterator[Callable[[str], None]]:
+    """Show the step that a run is at: a line that changes on a terminal, else a line each."""
+    console = Console(stderr=True)
+    if quiet:
+        yield lambda step: None
+    elif console.is_terminal:
+        with console.status("start") as status:
+            yield status.update
+    else:
+        start = time.monotonic()
+        yield lambda step: print(f"{time.monotonic() - start:7.1f} s  {step}", file=sys.stderr)  # noqa: T201
+
+
+@contextmanager
+def _points_shown(total: int, quiet: bool) -> Iterator[Callable[[str, str], None]]:
+    """Show how far a sweep is."""
+    console = Console(stderr=True)
+    done = 0
+    if quiet:
+        yield lambda point, step: None
+        return
+    if console.is_terminal:
+        columns = (
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        )  # fmt: skip
+        with Progress(*columns, console=console) as bar:
+            task = bar.add_task("points", total=total)
+
+            def show(point: str, step: str) -> None:
+                bar.update(task, description=f"{point}: {step}", advance=step == "done")
+
+            yield show
+        return
+    start = time.monotonic()
+
+    def tell(point: str, step: str) -> None:
+        nonlocal done
+        if step == "done":
+            done += 1
+            print(f"{time.monotonic() - start:7.1f} s  {done}/{total}  {point}", file=sys.stderr)  # noqa: T201
+
+    yield tell
+
+
+def run(options: Options, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Do ``quantize run``."""
+    recipe = load_recipe(options["recipe"], changes)
+    out: Path = options["out"] or Path("runs") / _default_name(options["model"], recipe)
+    if options["dry_run"]:
+        return _plan_run(options, recipe, out)
+    job = _load(options, recipe.calibration.images, recipe.seed)
+    ensure_writable(out)
+    with _steps_shown(options["quiet"]) as show:
+        result = run_job(
+            job,
+            recipe,
+            out,
+            Steps(out / ".steps", out / "events.jsonl"),
+            name=out.name,
+            progress=show,
+        )
+        show("report")
+        write_run_report(run_summary(result), out)
+    return {"out": str(out), **_headline(result)}
+
+
+def _default_name(model: str, recipe: Recipe) -> str:
+    stem = Path(model).stem if "." in Path(model).name else model.replace("/", "-")
+    return f"{stem}-{recipe.weights.format}-{recipe.activations.format}"
+
+
+def _headline(result: Result) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "model": result.metrics["model"],
+        "weights": result.recipe.weights.format,
+        "activations": result.recipe.activations.format,
+        "mode": result.recipe.mode.value,
+    }
+    if measured := result.metrics["evaluation"]:
+        found["data"] = f"{measured['data']}, {measured['images']} images"
+        found["float_accuracy"] = _interval(measured["float"])
+        found["accuracy"] = _interval(measured[measured["reported"]])
+        found["accuracy_is"] = measured["reported"]
+        against = measured["against_float"]
+        found["difference_points"] = {
+            key: round(100 * against[name], 2)
+            for key, name in (
+                ("value", "difference"), ("low", "difference_low"), ("high", "difference_high"),
+            )
+        }  # fmt: skip
+        found["agreement"] = round(against["agreement"], 4)
+    if result.cost is not None:
+        folded, unrolled = result.cost.folded, result.cost.unrolled
+        found["luts_per_mac"] = round(result.cost.lut_per_mac, 2)
+        found["luts_folded"] = {
+            "dot_products": round(folded.mac_luts),
+            "requantizers": round(folded.requantizer_luts),
+            "folding": f"PE {result.cost.folding.pe}, SIMD {result.cost.folding.simd}",
+            "cycles": folded.cycles,
+        }
+        found["luts_unrolled"] = round(unrolled.luts)
+    found["export"] = result.metrics["export"]
+    return found
+
+
+def _interval(entry: Mapping[str, Any]) -> dict[str, float]:
+    return {key: round(entry[key], 4) for key in ("value", "low", "high")}
+
+
+def _plan_run(options: Options, recipe: Recipe, out: Path) -> dict[str, Any]:
+    """Say what a run would do: layers, formats, price, and an estimate of time and memory."""
+    job = _load(options, recipe.calibration.images, recipe.seed)
+    prepared = prepare(job.model.module, job.input_shape, recipe, name=job.model.name)
+    few = torch.from_numpy(job.calibration.slice(0, 8))
+    start = time.monotonic()
+    samples = collect_samples(prepared, few, batch=8, seed=recipe.seed)
+    per_image = (time.monotonic() - start) / len(few)
+    quick = recipe.model_copy(update={"algorithms": {}})
+    model = quantize(prepared, samples, few, quick)
+    images = len(job.evaluation) if job.evaluation else 0
+    widest = max(sum(map(_size, (prepared.shapes[n.name],))) for n in layer_nodes(prepared))
+    found = {
+        "out": str(out),
+        "model": job.model.name,
+        "calibration": f"{job.calibration.name}, {len(job.calibration)} images",
+        "evaluation": f"{job.evaluation.name}, {images} images" if job.evaluation else None,
+        "seconds_about": round(per_image * (3 * len(job.calibration) + 12 * images) + 10),
+        "memory_mib_about": round(600 + widest * 4 * 2 * len(job.calibration) / 2**20),
+        "recipe": recipe.model_dump(mode="json"),
+    }
+    if not model.layer_inputs:
+        cost = estimate(layer_shapes(lower(model)), job.folding)
+        found["macs"] = cost.macs
+        found["luts_folded"] = round(cost.folded.luts)
+        found["layers"] = [
+            {
+                "layer": layer.shape.name,
+                "weights": layer.shape.weights.name,
+                "inputs": layer.shape.activations.name,
+                "macs": layer.shape.macs,
+            }
+            for layer in cost.layers
+        ]
+    return found
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    total = 1
+    for n in shape:
+        total *= n
+    return total
+
+
+def sweep(options: Options, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Do ``quantize sweep``."""
+    if options["recipe"] is not None:
+        base = load_recipe(options["recipe"]).model_dump(mode="json")
+        changes = {
+            **{k: v for k, v in base.items() if k not in ("weights", "activations")},
+            **changes,
+        }
+    points = load_space(options["space"], changes)
+    first = points[0].recipe
+    if any(
+        (p.recipe.calibration, p.recipe.seed) != (first.calibration, first.seed) for p in points
+    ):
+        raise ConfigError("the points of a sweep share calibration settings and seed")
+    out: Path = options["out"]
+    load = functools.partial(_load, dict(options), first.calibration.images, first.seed)
+    if options["dry_run"]:
+        job = load()
+        return {
+            "model": job.model.name,
+            "out": str(out),
+            "points": [point.name for point in points],
+        }
+    ensure_writable(out)
+    with _points_shown(len(points), options["quiet"]) as show:
+        result = run_sweep(load, points, out, jobs=options["jobs"], progress=show)
+    return {
+        "out": str(out),
+        "report": str(out / "report.html"),
+        "model": result.model,
+        "data": f"{result.data}, {result.images} images",
+        "float_accuracy": round(result.float_accuracy.value, 4),
+        "points": [
+            {
+                "name": p.name,
+                "accuracy": round(p.accuracy.value, 4),
+                "low": round(p.accuracy.low, 4),
+                "high": round(p.accuracy.high, 4),
+                "weight_bits": round(p.weight_bits, 2),
+                "luts_per_mac": round(p.luts_per_mac, 2),
+                "luts_folded": round(p.luts_folded),
+            }
+            for p in result.points
+        ],
+    }
+
+
+def synth(options: Options) -> dict[str, Any]:
+    """Do ``quantize synth``."""
+    from lutwise.hw.cli_support import synthesize_dot_product
+
+    return synthesize_dot_product(
+        parse_weight(options["weights"]),
+        parse_element(options["activations"]),
+        options["lanes"],
+        options["style"],
+    )
+
+
+def estimate_run(options: Options) -> dict[str, Any]:
+    """Do ``quantize estimate``."""
+    path: Path = options["run"] / "cost.json"
+    try:
+        layers = shapes_from_json(json.loads(path.read_bytes()))
+    except OSError as error:
+        raise DataError(
+            f"cannot read {path}: {error.strerror}; wanted the directory of a finished run"
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is no price list of a run: {error}") from error
+    return estimate(layers, Folding(pe=options["pe"], simd=options["simd"])).to_json()
+
+
+def report(directory: Path) -> dict[str, Any]:
+    """Do ``quantize report``."""
+    return {"report": str(draw_sweep(directory))}
+
+
+def doctor() -> dict[str, Any]:
+    """Do ``quantize doctor``."""
+    found: dict[str, Any] = {"versions": tool_versions(), "threads": len(os.sched_getaffinity(0))}
+    able = {
+        "synthesis (pyosys)": "pyosys",
+        "timm models": "timm",
+        "torchvision models": "torchvision",
+    }
+    found["can"] = {
+        what: importlib.util.find_spec(module) is not None for what, module in able.items()
+    }
+    found["zoo"] = list(zoo_names())
+    found["algorithms"] = {a.name: a.summary for a in list_algorithms()}
+    return found
+
+
+def for_people(result: Any, indent: int = 0) -> Iterator[str]:
+    """Yield a result as indented lines; a list of mappings becomes a table."""
+    pad = "  " * indent
+    for key, value in result.items():
+        label = str(key).replace("_", " ")
+        if isinstance(value, dict):
+            if all(not isinstance(v, dict | list) for v in value.values()) and len(value) <= 4:
+                yield f"{pad}{label}: " + ", ".join(f"{k} {v}" for k, v in value.items())
+            else:
+                yield f"{pad}{label}:"
+                yield from for_people(value, indent + 1)
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            yield f"{pad}{label}:"
+            yield from _table(value, pad + "  ")
+        elif isinstance(value, list):
+            yield f"{pad}{label}: {', '.join(map(str, value))}"
+        else:
+            yield f"{pad}{label}: {value}"
+
+
+def _table(rows: list[dict[str, Any]], pad: str) -> Iterator[str]:
+    heads = [k for k, v in rows[0].items() if not isinstance(v, dict | list)]
+    cells = [heads, *[[str(row.get(head, "")) for head in heads] for row in rows]]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(heads))]
+    for row in cells:
+        yield pad + "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip()

@@ -1,0 +1,514 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One run: from a loaded model and a recipe to a run directory."""
+
+import csv
+import io
+import json
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import torch
+from safetensors.torch import save
+
+from lutwise.cost_models.estimate import Folding, NetworkCost, estimate
+from lutwise.cost_models.from_network import layer_shapes
+from lutwise.errors import ConfigError, MismatchError, UnsupportedLayerError
+from lutwise.export.files import write_atomic
+from lutwise.export.qonnx import to_qonnx
+from lutwise.export.run import Executor, compare
+from lutwise.quant import evaluate
+from lutwise.quant.algorithms import Stage, selected
+from lutwise.quant.data import Dataset, Split, check_disjoint, load_data
+from lutwise.quant.diagnose import diagnose
+from lutwise.quant.executor import Statistics, execute
+from lutwise.quant.graph import PreparedModel
+from lutwise.quant.lower import lower
+from lutwise.quant.models import LoadedModel
+from lutwise.quant.network import Network
+from lutwise.quant.quantize import Samples, collect_samples, prepare, quantize
+from lutwise.quant.quantized import QuantizedModel, predict
+from lutwise.quant.recipe import GraphMode, Recipe
+from lutwise.quant.state import from_state, to_state
+from lutwise.workspace import Steps, digest, sha256_of, to_json
+
+__all__ = ["Job", "Result", "load_job", "run", "tool_versions"]
+
+Progress = Callable[[str], None]
+Logits = npt.NDArray[np.float32]
+
+_DIAGNOSED_IMAGES: Final = 64
+_RECIPE, _METRICS, _COST = "recipe.yaml", "metrics.json", "cost.json"
+_MODEL, _WEIGHTS, _LAYERS, _MANIFEST = (
+    "model.qonnx",
+    "weights.safetensors",
+    "layers.csv",
+    "manifest.json",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Job:
+    """What is quantized and measured; the same for every point of a sweep.
+
+    Args:
+        model: The float model.
+        calibration: Images to calibrate on.
+        evaluation: Labelled images to measure on, or None.
+        folding: Of the hardware that is priced.
+        check_images: Evaluation images on which the exported file is compared, at most.
+        threads: Of every executor.
+    """
+
+    model: LoadedModel
+    calibration: Dataset
+    evaluation: Dataset | None
+    folding: Folding
+    check_images: int
+    threads: int
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of an image."""
+        return self.calibration.image_shape
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Result:
+    """What a run found.
+
+    Args:
+        recipe: What was done.
+        metrics: Content of ``metrics.json``.
+        cost: Prices, or None where the model has no form for hardware.
+        layers: Rows of ``layers.csv``.
+        manifest: Content of ``manifest.json``.
+    """
+
+    recipe: Recipe
+    metrics: dict[str, Any]
+    cost: NetworkCost | None
+    layers: list[dict[str, Any]]
+    manifest: dict[str, Any]
+
+
+def load_job(
+    model: LoadedModel,
+    *,
+    calib: str | None,
+    evaluation: str | None,
+    calib_images: int,
+    eval_images: int | None,
+    seed: int,
+    folding: Folding,
+    check_images: int,
+    threads: int,
+) -> Job:
+    """Load the images of a job.
+
+    Args:
+        model: The model.
+        calib: Spec of the calibration images; None for the model's own.
+        evaluation: Spec of the evaluation images; None for the model's own, if it has some.
+        calib_images: At most.
+        eval_images: At most; None for all.
+        seed: Of the choice of images.
+        folding: Of the hardware that is priced.
+        check_images: Images on which the exported file is compared, at most.
+        threads: Of every executor.
+
+    Raises:
+        ConfigError: There is no calibration data to fall back on.
+        DataError: Images are missing, do not fit, or are in both sets.
+    """
+    calib = calib or model.data
+    evaluation = evaluation or (model.data if calib == model.data else None)
+    if calib is None:
+        raise ConfigError(
+            f"{model.name} has no images of its own; give --calib (a folder of images, a folder "
+            "with labels.csv, or an .npz file)"
+        )
+    shared: dict[str, Any] = {"preprocessing": model.preprocessing, "seed": seed}
+    shape = model.input_shape
+    calibration = load_data(
+        calib, input_shape=shape, split=Split.CALIB, limit=calib_images, **shared
+    )
+    measured = None
+    if evaluation is not None:
+        shape = shape or calibration.image_shape
+        measured = load_data(
+            evaluation, input_shape=shape, split=Split.EVAL, limit=eval_images, **shared
+        )
+        check_disjoint(calibration, measured)
+    return Job(
+        model=model,
+        calibration=calibration,
+        evaluation=measured,
+        folding=folding,
+        check_images=check_images,
+        threads=threads,
+    )
+
+
+def tool_versions() -> dict[str, str]:
+    """Return the versions that results depend on."""
+    found = {"python": platform.python_version()}
+    for package in (
+        "lutwise", "brevitas", "numpy", "onnx", "onnxruntime", "qonnx", "torch",
+    ):  # fmt: skip
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "unknown"
+    return found
+
+
+class _Keys:
+    """Hashes of what each step depends on."""
+
+    def __init__(self, job: Job, recipe: Recipe) -> None:
+        self.base = {
+            "model": job.model.sha256,
+            "threads": job.threads,
+            "versions": tool_versions(),
+        }
+        self.calibration = {
+            **self.base,
+            "images": job.calibration.fingerprint,
+            "prepare": [(a.name, asdict(c)) for a, c in selected(recipe.algorithms, Stage.PREPARE)],
+            "relu6_to_relu": recipe.relu6_to_relu,
+            "batch": recipe.calibration.batch,
+            "seed": recipe.seed,
+        }
+        self.quantized = {**self.calibration, "recipe": recipe.model_dump(mode="json")}
+        images = job.evaluation.fingerprint if job.evaluation else None
+        self.float = {**self.base, "images": images}
+        self.evaluated = {**self.quantized, "evaluation": images}
+
+
+class _Point:
+    """The steps of one run, each computed once."""
+
+    def __init__(self, job: Job, recipe: Recipe, steps: Steps, progress: Progress) -> None:
+        self.job, self.recipe, self.steps, self.progress = job, recipe, steps, progress
+        self.keys = _Keys(job, recipe)
+        self._calibration: torch.Tensor | None = None
+
+    def calibration_images(self) -> torch.Tensor:
+        """Return the calibration images, normalised."""
+        if self._calibration is None:
+            self._calibration = torch.from_numpy(self.job.calibration.images)
+        return self._calibration
+
+    def evaluate(self, name: str, key: Mapping[str, Any], compute: Callable[[], Logits]) -> Logits:
+        """Return logits of the evaluation images, kept under a key."""
+        return self.steps.arrays(name, key, lambda: {"logits": compute()})["logits"]
+
+    def prepared(self) -> PreparedModel:
+        """Return the prepared float model."""
+        self.progress("trace and prepare")
+        job = self.job
+        return prepare(job.model.module, job.input_shape, self.recipe, name=job.model.name)
+
+    def samples(self, prepared: PreparedModel) -> Samples:
+        """Return what calibration sees."""
+
+        def compute() -> dict[str, npt.NDArray[Any]]:
+            self.progress("calibrate")
+            found = collect_samples(
+                prepared,
+                self.calibration_images(),
+                batch=self.recipe.calibration.batch,
+                seed=self.recipe.seed,
+            )
+            kept: dict[str, npt.NDArray[Any]] = {n: t.numpy() for n, t in found.numbers.items()}
+            return {
+                **{f"numbers.{name}": array for name, array in kept.items()},
+                "nonnegative": np.array(found.input_nonnegative),
+            }
+
+        kept = self.steps.arrays("calibrate", self.keys.calibration, compute)
+        return Samples(
+            numbers={
+                name.removeprefix("numbers."): torch.from_numpy(array)
+                for name, array in kept.items()
+                if name.startswith("numbers.")
+            },
+            input_nonnegative=bool(kept["nonnegative"]),
+            images=len(self.job.calibration),
+        )
+
+    def quantized(self, prepared: PreparedModel) -> QuantizedModel:
+        """Return the quantized model."""
+
+        def compute() -> dict[str, npt.NDArray[Any]]:
+            model = quantize(
+                prepared,
+                self.samples(prepared),
+                self.calibration_images(),
+                self.recipe,
+                progress=self.progress,
+            )
+            tensors, meanings = to_state(model)
+            text = np.frombuffer(json.dumps(meanings).encode(), dtype=np.uint8)
+            return {**{name: t.numpy() for name, t in tensors.items()}, "meanings": text}
+
+        kept = self.steps.arrays("quantize", self.keys.quantized, compute)
+        meanings = json.loads(kept.pop("meanings").tobytes())
+        tensors = {name: torch.from_numpy(array) for name, array in kept.items()}
+        return from_state(prepared, tensors, meanings)
+
+
+def run(
+    job: Job,
+    recipe: Recipe,
+    out: Path,
+    steps: Steps,
+    *,
+    name: str,
+    progress: Progress = lambda step: None,
+) -> Result:
+    """Quantize, evaluate, export, check and price; write the run directory.
+
+    Args:
+        job: Model, images and target.
+        recipe: What to do.
+        out: The run directory.
+        steps: Finished steps, to continue from and add to.
+        name: Of the run, for people.
+        progress: Called with the name of each step.
+
+    Raises:
+        LutwiseError: Anything that the steps refuse.
+        MismatchError: The exported file does not give what the exact executor gives.
+    """
+    point = _Point(job, recipe, steps, progress)
+    prepared = point.prepared()
+    model = point.quantized(prepared)
+    network, reason = _lower(model)
+    metrics: dict[str, Any] = {
+        "name": name,
+        "model": job.model.name,
+        "mode": recipe.mode.value,
+        "calibration": {"data": job.calibration.name, "images": len(job.calibration)},
+        "evaluation": None,
+    }
+    if job.evaluation is not None:
+        metrics["evaluation"] = _measure(point, model, network)
+    files: dict[str, bytes] = {_RECIPE: recipe.to_yaml().encode(), _WEIGHTS: _weights(model)}
+    cost = None
+    if network is None:
+        metrics["export"] = {"written": False, "reason": reason}
+    else:
+        progress("export")
+        proto = to_qonnx(network)
+        files[_MODEL] = proto.SerializeToString(deterministic=True)
+        metrics["export"] = {"written": True, "checks": _check(point, network, proto)}
+        progress("price")
+        cost = estimate(layer_shapes(network), job.folding)
+        files[_COST] = to_json(cost.to_json())
+    layers = _layer_rows(point, model, network, cost)
+    files[_LAYERS] = _csv(layers)
+    files[_METRICS] = to_json(metrics)
+    for file, content in files.items():
+        write_atomic(out / file, content)
+    manifest = _manifest(job, recipe, name, out, list(files))
+    write_atomic(out / _MANIFEST, to_json(manifest))
+    result = Result(recipe=recipe, metrics=metrics, cost=cost, layers=layers, manifest=manifest)
+    _fail_on_mismatch(metrics, recipe)
+    return result
+
+
+def _lower(model: QuantizedModel) -> tuple[Network | None, str]:
+    """Return the network; or None and why, where the model has no form for hardware."""
+    try:
+        return lower(model), ""
+    except UnsupportedLayerError as error:
+        if model.layer_inputs:  # layerwise: the accuracy is still worth having
+            return None, str(error)
+        raise
+
+
+def _measure(point: _Point, model: QuantizedModel, network: Network | None) -> dict[str, Any]:
+    data, job = point.job.evaluation, point.job
+    assert data is not None
+    assert data.labels is not None
+
+    def forward(module: torch.nn.Module) -> Logits:
+        return predict(module, torch.from_numpy(data.images)).numpy()
+
+    point.progress("evaluate float")
+    reference = point.evaluate("float", point.keys.float, lambda: forward(job.model.module))
+    point.progress("evaluate fake quantization")
+    fake = point.evaluate("fake", point.keys.evaluated, lambda: forward(model))
+    found: dict[str, Any] = {
+        "data": data.name,
+        "images": len(data),
+        "interval": "95 %: Wilson score; difference: paired normal approximation",
+        "float": asdict(evaluate.accuracy(reference, data.labels)),
+        "fake_quantization": asdict(evaluate.accuracy(fake, data.labels)),
+    }
+    final = fake
+    if network is not None:
+        point.progress("evaluate exactly")
+        kept = _exact(point, network)
+        final = _logits(network, kept["values"])
+        found["exact"] = asdict(evaluate.accuracy(final, data.labels))
+        found["exact_executor"] = {
+            "requantized": int(kept["results"]),
+            "decided_with_fractions": int(kept["decided_again"]),
+        }
+        found["fake_against_exact"] = asdict(evaluate.compare(final, fake, data.labels))
+    found["against_float"] = asdict(evaluate.compare(reference, final, data.labels))
+    found["reported"] = "exact" if network is not None else "fake_quantization"
+    return found
+
+
+def _exact(point: _Point, network: Network) -> dict[str, npt.NDArray[Any]]:
+    data = point.job.evaluation
+    assert data is not None
+
+    def compute() -> dict[str, npt.NDArray[Any]]:
+        counts = Statistics()
+        values = execute(network, data.images, statistics=counts)
+        return {
+            "values": values,
+            "results": np.array(counts.results),
+            "decided_again": np.array(counts.decided_again),
+        }
+
+    return point.steps.arrays("exact", point.keys.evaluated, compute)
+
+
+def _logits(network: Network, values: npt.NDArray[np.float64]) -> Logits:
+    scale = float(network.tensors[network.output].scale)
+    return (values * scale).astype(np.float32)
+
+
+def _check(point: _Point, network: Network, proto: onnx.ModelProto) -> list[dict[str, Any]]:
+    """Compare the file with the exact executor, on evaluation images where there are some."""
+    job = point.job
+    data = job.evaluation or job.calibration
+    count = min(job.check_images, len(data))
+    if count == 0:
+        return []
+
+    def compute() -> list[dict[str, Any]]:
+        images = data.slice(0, count)
+        expected = None
+        if job.evaluation is not None:
+            expected = _exact(point, network)["values"][:count]
+        found = []
+        for executor in (Executor.ONNXRUNTIME, Executor.QONNX):
+            point.progress(f"check in {executor.value}")
+            report = compare(
+                network,
+                proto,
+                images,
+                executors=(executor,),
+                threads=job.threads,
+                expected=expected,
+            )
+            (agreement,) = report.agreements
+            found.append(
+                {
+                    "executor": executor.value,
+                    "images": report.images,
+                    "outputs": report.outputs,
+                    "mismatches": agreement.mismatches,
+                    "first": list(agreement.first) if agreement.first else None,
+                }
+            )
+        return found
+
+    key = {**point.keys.evaluated, "count": count, "calibration": data is job.calibration}
+    checks: list[dict[str, Any]] = point.steps.json("check", key, compute)
+    return checks
+
+
+def _fail_on_mismatch(metrics: Mapping[str, Any], recipe: Recipe) -> None:
+    """Raise where a dataflow file differs; floats between layers leave other modes no right to."""
+    for check in metrics["export"].get("checks", []):
+        if check["mismatches"] and recipe.mode is GraphMode.DATAFLOW:
+            raise MismatchError(
+                f"{check['executor']} gives {check['mismatches']} of {check['outputs']} outputs "
+                f"that the exact executor does not, the first at {check['first']}; the run "
+                "directory holds the file"
+            )
+
+
+def _weights(model: QuantizedModel) -> bytes:
+    tensors, meanings = to_state(model)
+    content: bytes = save(tensors, metadata={"lutwise": json.dumps(meanings, sort_keys=True)})
+    return content
+
+
+def _layer_rows(
+    point: _Point, model: QuantizedModel, network: Network | None, cost: NetworkCost | None
+) -> list[dict[str, Any]]:
+    def compute() -> list[dict[str, Any]]:
+        point.progress("diagnose layers")
+        images = point.calibration_images()[:_DIAGNOSED_IMAGES]
+        return [asdict(noise) for noise in diagnose(model, images)]
+
+    rows: list[dict[str, Any]] = point.steps.json("diagnose", point.keys.quantized, compute)
+    if network is None or cost is None:
+        return rows
+    found = []
+    for row, priced in zip(rows, cost.layers, strict=True):
+        shape = priced.shape
+        found.append(
+            {
+                "layer": row["layer"],
+                "kind": shape.kind,
+                "weights": shape.weights.name,
+                "inputs": shape.activations.name,
+                "outputs": shape.output.name if shape.output else "accumulator",
+                "macs": shape.macs,
+                "weight_count": shape.weight_count,
+                "dot_length": shape.dot_length,
+                "accumulator_bits": shape.accumulator_bits,
+                "luts_per_mac": round(priced.lut_per_mac.value, 3),
+                "price": priced.lut_per_mac.source.value,
+                "dot_product_luts": round(priced.folded.mac_luts, 1),
+                "requantizer_luts": round(priced.folded.requantizer_luts, 1),
+                "cycles": priced.folded.cycles,
+                **{k: round(v, 3) for k, v in row.items() if k != "layer"},
+            }
+        )
+    return found
+
+
+def _csv(rows: list[dict[str, Any]]) -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def _manifest(job: Job, recipe: Recipe, name: str, out: Path, files: list[str]) -> dict[str, Any]:
+    return {
+        "name": name,
+        "versions": tool_versions(),
+        "machine": platform.machine(),
+        "threads": job.threads,
+        "seed": recipe.seed,
+        "recipe_sha256": digest(recipe.model_dump(mode="json")),
+        "inputs": {
+            "model": {"name": job.model.name, "sha256": job.model.sha256},
+            "calibration": _data_entry(job.calibration),
+            "evaluation": _data_entry(job.evaluation) if job.evaluation else None,
+        },
+        "outputs": {file: sha256_of(out / file) for file in files},
+    }
+
+
+def _data_entry(data: Dataset) -> dict[str, Any]:
+    return {"name": data.name, "images": len(data), "sha256": data.fingerprint}

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Many points of one model: run each, then compare accuracy with bits and LUTs."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from lutwise.errors import ConfigError
+from lutwise.export.files import write_atomic
+from lutwise.export.plots import plot_sweep
+from lutwise.export.points import Estimate, Family, Point, SweepResult, write_csv
+from lutwise.export.report import write_run_report, write_sweep_report
+from lutwise.pipeline import Job, Result, run, tool_versions
+from lutwise.reporting import run_summary
+from lutwise.space import SpacePoint, is_integer
+from lutwise.workspace import Steps, to_json
+
+__all__ = ["sweep"]
+
+_POINTS: Final = "points"
+_STEPS: Final = ".steps"
+
+PointProgress = Callable[[str, str], None]
+"""Called with a point's name and the step it is at; the step ``done`` is the last."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Worker:
+    """What a worker process needs to run a point."""
+
+    load: Callable[[], Job]
+    out: Path
+
+
+_JOB: Job | None = None
+
+
+def sweep(
+    load: Callable[[], Job],
+    points: Sequence[SpacePoint],
+    out: Path,
+    *,
+    jobs: int = 1,
+    progress: PointProgress = lambda point, step: None,
+) -> SweepResult:
+    """Run every point, then write ``sweep.json``, ``pareto.csv``, plots and ``report.html``.
+
+    Points that a killed sweep finished are not run again, and all share what they can: the float
+    model's outputs and the samples of its tensors.
+
+    Args:
+        load: Loads the job; picklable where ``jobs > 1``.
+        points: The points.
+        out: The sweep's directory.
+        jobs: Points at a time, each in a process of its own.
+        progress: Told about every step (with ``jobs > 1`` about finished points).
+
+    Raises:
+        ConfigError: A model without labelled images, or without a form for hardware.
+        LutwiseError: Whatever a point refuses.
+    """
+    job = load()
+    if job.evaluation is None:
+        raise ConfigError("a sweep compares accuracies: give --eval with labelled images")
+    if jobs == 1:
+        results = [_run_point(job, point, out, progress) for point in points]
+    else:
+        results = _run_parallel(_Worker(load, out), points, jobs, progress)
+    result = _collect(job, points, results)
+    write_atomic(out / "sweep.json", to_json(result.to_dict()))
+    write_csv(result, out / "pareto.csv")
+    plot_sweep(result, out)
+    write_sweep_report(result, out)
+    return result
+
+
+def _run_point(job: Job, point: SpacePoint, out: Path, progress: PointProgress) -> Result:
+    folder = out / _POINTS / point.name
+    result = run(
+        job,
+        point.recipe,
+        folder,
+        Steps(out / _STEPS, out / "events.jsonl"),
+        name=point.name,
+        progress=lambda step: progress(point.name, step),
+    )
+    write_run_report(run_summary(result), folder)
+    progress(point.name, "done")
+    return result
+
+
+def _run_parallel(
+    worker: _Worker, points: Sequence[SpacePoint], jobs: int, progress: PointProgress
+) -> list[Result]:
+    with ProcessPoolExecutor(
+        jobs, mp_context=get_context("spawn"), initializer=_start_worker, initargs=(worker,)
+    ) as pool:
+        futures = {pool.submit(_work, worker.out, point): point for point in points}
+        for future, point in futures.items():
+            future.add_done_callback(lambda _, name=point.name: progress(name, "done"))
+        done, pending = wait(futures, return_when=FIRST_EXCEPTION)
+        for future in pending:
+            future.cancel()
+        for future in done:
+            future.result()
+        return [future.result() for future in futures]
+
+
+def _start_worker(worker: _Worker) -> None:
+    global _JOB
+    _JOB = worker.load()
+    torch.set_num_threads(_JOB.threads)
+
+
+def _work(out: Path, point: SpacePoint) -> Result:
+    assert _JOB is not None
+    return _run_point(_JOB, point, out, lambda name, step: None)
+
+
+def _estimate(entry: dict[str, Any]) -> Estimate:
+    return Estimate(value=entry["value"], low=entry["low"], high=entry["high"])
+
+
+def _collect(job: Job, points: Sequence[SpacePoint], results: Sequence[Result]) -> SweepResult:
+    assert job.evaluation is not None
+    measured = results[0].metrics["evaluation"]
+    return SweepResult(
+        model=job.model.name,
+        data=job.evaluation.name,
+        images=len(job.evaluation),
+        float_accuracy=_estimate(measured["float"]),
+        mode=results[0].metrics["mode"],
+        folding=f"PE {job.folding.pe}, SIMD {job.folding.simd}",
+        points=tuple(_point(p, r) for p, r in zip(points, results, strict=True)),
+        versions=tool_versions(),
+        seed=points[0].recipe.seed,
+    )
+
+
+def _point(point: SpacePoint, result: Result) -> Point:
+    cost = result.cost
+    if cost is None:
+        raise ConfigError(
+            f"point {point.name}: {result.metrics['export']['reason']}; so it has no LUTs to plot"
+        )
+    measured = result.metrics["evaluation"]
+    weights = sum(layer.shape.weight_count for layer in cost.layers)
+    activations = sum(layer.shape.activations.bits * layer.shape.macs for layer in cost.layers)
+    folded, unrolled = cost.folded, cost.unrolled
+    return Point(
+        name=point.name,
+        family=Family.INTEGER if is_integer(point.recipe) else Family.MINIFLOAT,
+        weights=point.recipe.weights.format,
+        activations=point.recipe.activations.format,
+        accuracy=_estimate(measured[measured["reported"]]),
+        agreement=measured["against_float"]["agreement"],
+        sqnr_db=measured["against_float"]["sqnr_db"],
+        weight_bits=cost.weight_bits / weights,
+        activation_bits=activations / cost.macs,
+        bits_per_mac=cost.bops / cost.macs,
+        bops=float(cost.bops),
+        luts_per_mac=cost.lut_per_mac,
+        luts_full=unrolled.luts,
+        luts_folded=folded.luts,
+        requantizer_luts=folded.requantizer_luts,
+        model_bytes=cost.weight_bits / 8,
+        cost_error=folded.uncertainty_luts / folded.luts,
+    )

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lutwise.errors import ConfigError
+from lutwise.quant.algorithms import list_algorithms, resolve
+from lutwise.quant.algorithms.registry import Stage, register
+from lutwise.quant.recipe import GraphMode, Recipe, build_recipe, load_recipe
+
+
+def test_written_recipe_reads_back(tmp_path: Path) -> None:
+    recipe = load_recipe(
+        None, {"weights.format": "e2m1", "mode": "layerwise", "algorithms": ["equalize"]}
+    )
+    path = tmp_path / "r.yaml"
+    path.write_text(recipe.to_yaml())
+    assert load_recipe(path) == recipe
+    assert recipe.mode is GraphMode.LAYERWISE
+    assert yaml.safe_load(recipe.to_yaml())["algorithms"]["equalize"]["iterations"] == 20
+
+
+def test_later_settings_win(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("weights: int3\nactivations: {format: uint3, range: max}\n")
+    recipe = load_recipe(path, {"weights.range": "percentile", "activations.format": "ue2m1"})
+    assert recipe.weights.format == "int3"
+    assert recipe.weights.range == "percentile"
+    assert recipe.activations.range == "max"
+    assert recipe.activations.format == "ue2m1"
+    merged = build_recipe({"weights": {"range": "max"}}, {"weights": "e3m0"}, changes={}, where="")
+    assert (merged.weights.format, merged.weights.range) == ("e3m0", "max")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("weigths: int4", "weigths: unknown key; known are weights, activations"),
+        ("weights: {formt: int4}", "weights.formt: unknown key"),
+        ("weights: e0m3", "no format 'e0m3'"),
+        ("activations: mxfp4", "shares scales"),
+        ("mode: flow", "mode: Input should be 'dataflow' or 'layerwise'"),
+        ("algorithms: [gptqq]", "no algorithm 'gptqq'; known are"),
+        ("algorithms: {equalize: {iters: 3}}", "has no setting 'iters'"),
+        ("algorithms: {equalize: {iterations: many}}", "equalize.iterations is int, got 'many'"),
+        ("calibration: {images: 0}", "calibration.images"),
+        ("[1, 2]", "a recipe is a mapping, got list"),
+        ("a: [", "is no YAML"),
+        ("weights: {percentile: 101}", "weights.percentile"),
+    ],
+)
+def test_invalid_recipes_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(path)
+    assert message in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_missing_recipe_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot read the recipe"):
+        load_recipe(tmp_path / "none.yaml")
+
+
+def test_algorithms_run_in_the_order_of_the_registry() -> None:
+    names = [a.name for a in list_algorithms()]
+    assert list(resolve({"bias_correction": {}, "equalize": {}})) == ["equalize", "bias_correction"]
+    assert sorted(names, key=names.index) == names
+    assert all(a.summary for a in list_algorithms())
+
+
+def test_a_name_cannot_be_registered_twice() -> None:
+    with pytest.raises(ConfigError, match="registered already"):
+        register("equalize", Stage.PREPARE, Recipe)(lambda: None)
