@@ -270,7 +270,7 @@ def _add(
 ) -> torch.Tensor:
     if node.requantizer is None:
         return xs[0] + xs[1]
-    parts = [torch.ldexp(x.double(), torch.tensor(s)) for x, s in zip(xs, node.shifts, strict=True)]
+    parts = [x.double().mul_(2.0**s) for x, s in zip(xs, node.shifts, strict=True)]
     bound = None
     if _sum_bits(network, node.inputs, node.shifts) + MULTIPLIER_BITS + 1 > _EXACT_BITS:
         bound = _sum_bound(parts[0].abs() + parts[1].abs(), 2, node.requantizer)

@@ -83,10 +83,9 @@ def quantize(fmt: Format, x: npt.NDArray[_F]) -> npt.NDArray[_F]:
     wide = clipped.astype(np.float64)
     exponent = np.frexp(wide)[1] - 1
     step = np.maximum(exponent, fmt.min_exponent) - fmt.mantissa_bits
-    rounded: npt.NDArray[_F] = (np.ldexp(np.rint(np.ldexp(wide, -step)), step) + 0.0).astype(
-        x.dtype
-    )
-    return rounded
+    rounded = np.ldexp(np.rint(np.ldexp(wide, -step)), step) + 0.0
+    result: npt.NDArray[_F] = rounded.astype(x.dtype)
+    return result
 
 
 def quantize_scaled(fmt: Format, x: npt.NDArray[_F], scale: npt.ArrayLike) -> npt.NDArray[_F]:

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -183,8 +184,8 @@ def _plan_run(options: Options, recipe: Recipe, out: Path) -> dict[str, Any]:
     quick = recipe.model_copy(update={"algorithms": {}})
     model = quantize(prepared, samples, few, quick)
     images = len(job.evaluation) if job.evaluation else 0
-    widest = max(sum(map(_size, (prepared.shapes[n.name],))) for n in layer_nodes(prepared))
-    found = {
+    widest = max(prod(prepared.shapes[node.name]) for node in layer_nodes(prepared))
+    found: dict[str, Any] = {
         "out": str(out),
         "model": job.model.name,
         "calibration": f"{job.calibration.name}, {len(job.calibration)} images",
@@ -209,21 +210,14 @@ def _plan_run(options: Options, recipe: Recipe, out: Path) -> dict[str, Any]:
     return found
 
 
-def _size(shape: tuple[int, ...]) -> int:
-    total = 1
-    for n in shape:
-        total *= n
-    return total
-
-
 def sweep(options: Options, changes: Mapping[str, Any]) -> dict[str, Any]:
     """Do ``quantize sweep``."""
     if options["recipe"] is not None:
+        # The space says the formats; the recipe says everything else.
         base = load_recipe(options["recipe"]).model_dump(mode="json")
-        changes = {
-            **{k: v for k, v in base.items() if k not in ("weights", "activations")},
-            **changes,
-        }
+        for part in ("weights", "activations"):
+            del base[part]["format"]
+        changes = {**base, **changes}
     points = load_space(options["space"], changes)
     first = points[0].recipe
     if any(

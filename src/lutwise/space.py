@@ -16,7 +16,10 @@ from lutwise.quant.recipe import Recipe, build_recipe
 
 __all__ = ["BUILT_IN", "SpacePoint", "is_integer", "load_space"]
 
-_DEMO: Final = ["int2", "int3", "int4", "int5", "int6", "int8", "e2m0", "e1m2", "e2m1", "e3m0", "e2m2", "e3m1", "e2m3", "e3m2", "e4m3"]  # fmt: skip
+_DEMO: Final = (
+    *("int2", "int3", "int4", "int5", "int6", "int8"),
+    *("e2m0", "e1m2", "e2m1", "e3m0", "e2m2", "e3m1", "e2m3", "e3m2", "e4m3"),
+)
 
 
 class _Space(BaseModel):

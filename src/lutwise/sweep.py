@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Many points of one model: run each, then compare accuracy with bits and LUTs."""
 
+import functools
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -102,13 +103,17 @@ def _run_parallel(
     ) as pool:
         futures = {pool.submit(_work, worker.out, point): point for point in points}
         for future, point in futures.items():
-            future.add_done_callback(lambda _, name=point.name: progress(name, "done"))
+            future.add_done_callback(functools.partial(_tell_done, progress, point.name))
         done, pending = wait(futures, return_when=FIRST_EXCEPTION)
         for future in pending:
             future.cancel()
         for future in done:
             future.result()
         return [future.result() for future in futures]
+
+
+def _tell_done(progress: PointProgress, name: str, _future: Future[Result]) -> None:
+    progress(name, "done")
 
 
 def _start_worker(worker: _Worker) -> None:

@@ -29,6 +29,8 @@ PAIRS = [
 
 
 def recipe(weights: str = "int4", acts: str = "uint4", **changes: Any) -> Recipe:
+    if "unsigned" in changes:
+        changes["activations.unsigned"] = changes.pop("unsigned")
     return build_recipe({"weights": weights, "activations": acts}, changes=changes, where="test")
 
 
@@ -172,7 +174,7 @@ def test_unsigned_formats_go_to_tensors_that_are_never_negative() -> None:
     formats = {name: str(t.format) for name, t in network.tensors.items() if t.format}
     assert formats["conv1"] == "int4"
     assert {f for n, f in formats.items() if n.startswith(("relu", "add_1"))} == {"uint4"}
-    network = lower(quantized("residual", recipe(**{"activations.unsigned": False}))[0])
+    network = lower(quantized("residual", recipe(unsigned=False))[0])
     assert {str(t.format) for t in network.tensors.values() if t.format} == {"int4", "int8"}
 
 
@@ -262,7 +264,7 @@ def test_bias_correction_centres_the_outputs() -> None:
     def shift(algorithms: list[str]) -> float:
         model, images = quantized("chain", recipe("int2", "uint4", algorithms=algorithms))
         difference = predict(model, images[:16]) - model.prepared.graph(images[:16])
-        return difference.mean(0).abs().max().item()
+        return float(difference.mean(0).abs().max())
 
     assert shift(["bias_correction"]) < 0.3 * shift([])
 
@@ -300,9 +302,9 @@ class _Branching(nn.Module):
 
 
 def _nan_net() -> nn.Module:
-    net = nn.Sequential(nn.Conv2d(3, 2, 3))
-    net[0].weight.data[0, 0, 0, 0] = float("nan")  # type: ignore[index]
-    return net
+    conv = nn.Conv2d(3, 2, 3)
+    conv.weight.data[0, 0, 0, 0] = float("nan")
+    return nn.Sequential(conv)
 
 
 @pytest.mark.parametrize(
