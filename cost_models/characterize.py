@@ -17,13 +17,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import cache
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from lutwise.cost_models.requantizer_units import RequantizerKey, requantizer_units
-from lutwise.cost_models.units import UnitKey, diagonal_units, library_units
+from lutwise.cost_models.units import UnitKey, diagonal_units, held_out_units, library_units
 from lutwise.errors import LutwiseError, MismatchError
 from lutwise.hw.dot_product import DotProduct, applicable_styles
 from lutwise.hw.requantizer import Requantizer, typical_shift, verify_requantizer
@@ -64,7 +64,6 @@ REQUANTIZER_COLUMNS: Final = (
 )
 
 Row = dict[str, Any]
-_Key = TypeVar("_Key", UnitKey, RequantizerKey)
 
 
 @cache
@@ -94,7 +93,7 @@ def characterize_dot_product(unit: UnitKey) -> Row:
 def _characterize_style(unit: UnitKey, dot: DotProduct) -> Row:
     synthesizer = _synthesizer()
     verilog = dot.emit()
-    key = content_key("dot product row", verilog, tool_name())
+    key = content_key("dot product row", dot.name, verilog, tool_name())
     if (kept := synthesizer.store.get(key)) and set(DOT_PRODUCT_COLUMNS) <= set(kept):
         return kept
     netlist = synthesizer.map(verilog, "dot_product")
@@ -135,7 +134,7 @@ def characterize_requantizer(unit: RequantizerKey) -> Row:
         shift=typical_shift(unit.accumulator_bits, unit.output_format),
     )
     verilog = circuit.emit()
-    key = content_key("requantizer row", verilog, tool_name())
+    key = content_key("requantizer row", circuit.name, verilog, tool_name())
     if (kept := synthesizer.store.get(key)) and set(REQUANTIZER_COLUMNS) <= set(kept):
         return kept
     netlist = synthesizer.map(verilog, "requantizer")
@@ -162,9 +161,7 @@ def characterize_requantizer(unit: RequantizerKey) -> Row:
     return row
 
 
-def _rows(
-    units: Sequence[_Key], work: Callable[[_Key], Row], jobs: int
-) -> Iterator[tuple[int, Row]]:
+def _rows(units: Sequence[Any], work: Callable[[Any], Row], jobs: int) -> Iterator[tuple[int, Row]]:
     """Yield the place and the row of every unit as they get ready."""
     if jobs == 1:
         for place, unit in enumerate(units):
@@ -182,7 +179,7 @@ def _rows(
 
 
 def _run(
-    title: str, units: Sequence[_Key], work: Callable[[_Key], Row], *, jobs: int, console: Console
+    title: str, units: Sequence[Any], work: Callable[[Any], Row], *, jobs: int, console: Console
 ) -> list[Row]:
     found: dict[int, Row] = {}
     with Progress(
@@ -219,6 +216,24 @@ def write_table(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None
         raise
 
 
+def _tables(
+    only: str | None,
+) -> Iterator[tuple[str, Sequence[str], Sequence[Any], Callable[[Any], Row]]]:
+    """Yield name, columns, units and builder of the tables that were asked for."""
+    if only == "diagonal":
+        units = list(diagonal_units())
+        yield "dot_products", DOT_PRODUCT_COLUMNS, units, characterize_dot_product
+    if only in {None, "dot_products"}:
+        units = list(library_units())
+        yield "dot_products", DOT_PRODUCT_COLUMNS, units, characterize_dot_product
+    if only in {None, "held_out"}:
+        units = list(held_out_units())
+        yield "held_out", DOT_PRODUCT_COLUMNS, units, characterize_dot_product
+    if only in {None, "requantizers"}:
+        keys = list(requantizer_units())
+        yield "requantizers", REQUANTIZER_COLUMNS, keys, characterize_requantizer
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the characterization from the command line.
 
@@ -230,7 +245,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "data")
     parser.add_argument(
         "--only",
-        choices=["diagonal", "dot_products", "requantizers"],
+        choices=["diagonal", "dot_products", "held_out", "requantizers"],
         help="diagonal: units of one format only, written to dot_products.csv",
     )
     options = parser.parse_args(argv)
@@ -238,18 +253,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--jobs wants a positive number, got {options.jobs}")
     console = Console(stderr=True)
     try:
-        if options.only != "requantizers":
-            units = list(diagonal_units() if options.only == "diagonal" else library_units())
-            rows = _run(
-                "dot products", units, characterize_dot_product, jobs=options.jobs, console=console
-            )
-            write_table(options.out / "dot_products.csv", DOT_PRODUCT_COLUMNS, rows)
-        if options.only in {None, "requantizers"}:
-            keys = list(requantizer_units())
-            rows = _run(
-                "requantizers", keys, characterize_requantizer, jobs=options.jobs, console=console
-            )
-            write_table(options.out / "requantizers.csv", REQUANTIZER_COLUMNS, rows)
+        for name, columns, units, work in _tables(options.only):
+            rows = _run(name, units, work, jobs=options.jobs, console=console)
+            write_table(options.out / f"{name}.csv", columns, rows)
     except LutwiseError as error:
         console.print(f"error: {error}", markup=False)
         return 1

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Any, Final
 
+from lutwise.cost_models.finn import finn_mvau_luts
 from lutwise.cost_models.library import (
     LutPrice,
     PriceSource,
@@ -293,37 +294,6 @@ class NetworkCost:
             },
             "layers": [layer.to_json() for layer in self.layers],
         }
-
-
-def finn_mvau_luts(
-    *,
-    weight_bits: int,
-    activation_bits: int,
-    pe: int,
-    simd: int,
-    accumulator_bits: int,
-    threshold_luts: float = 0.0,
-) -> float:
-    """Price a folded integer layer by FINN's formula, for comparison.
-
-    Args:
-        weight_bits: Width of the weights.
-        activation_bits: Width of the inputs.
-        pe: Outputs side by side.
-        simd: Products per output and cycle.
-        accumulator_bits: Width of the accumulator.
-        threshold_luts: LUTs of one output's thresholds.
-
-    Returns:
-        LUTs, without memories.
-
-    Reference:
-        FINN-R, arXiv 1809.04570, section 4; constants of the ``MVAU`` estimate in finn-plus.
-    """
-    width = weight_bits + activation_bits
-    multipliers = simd * (2 * ceil(width / 6) - 1) * width
-    adders = width * (2 * simd - 1)
-    return 300 + 1.1 * pe * (multipliers + adders + accumulator_bits + threshold_luts)
 
 
 def estimate(layers: Sequence[LayerShape], folding: Folding | None = None) -> NetworkCost:

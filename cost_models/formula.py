@@ -47,7 +47,7 @@ class Coefficients:
 
 
 COEFFICIENTS: Final = Coefficients(mul=0.93, shift=0.99, exp=0.41, sign=1.22)
-"""Fitted on the library's units of one format (``fit``); the others are held out."""
+"""Fitted on the library (``lutwise.cost_models.library.fit_coefficients``)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +104,7 @@ def structure_of(weights: Format, activations: Format, lanes: int) -> Structure:
     full = width_of_range(low, high)
     magnitude = full if signed else width_of_range(0, max(-low, high))
     shift_range = w.max_shift + a.max_shift
-    mul = _array_luts(w, a, signed=signed)
+    mul = _array_luts(w, a)
     m_bits = w.significand_bits + a.significand_bits
     if not signed and min(w.significand_bits, a.significand_bits) == 1:
         m_bits -= 1
@@ -148,15 +148,18 @@ def _lane_parts(structure: Structure) -> tuple[float, float, float, float]:
     return structure.mul, structure.shift, structure.exp, structure.sign
 
 
-def _array_luts(w: Operand, a: Operand, *, signed: bool) -> float:
-    if min(w.significand_bits, a.significand_bits) == 1:
-        return 0.0
-    booth = min(_booth_luts(w, a), _booth_luts(a, w))
-    if signed:
-        return float(booth)
-    wide = max(w.significand_bits, a.significand_bits)
-    rows = (min(w.significand_bits, a.significand_bits) - 1) * (wide + 1)
-    return float(min(booth, rows))
+def _array_luts(w: Operand, a: Operand) -> float:
+    """Count the LUTs of the cheapest array that multiplies the significands."""
+    narrow, wide = sorted((w.significand_bits, a.significand_bits))
+    if narrow == 1:
+        # Gating a two's complement operand does not fit the LUTs of the adder behind it.
+        return float(wide) if w.twos_complement or a.twos_complement else 0.0
+    choices = [_booth_luts(w, a), _booth_luts(a, w)]
+    for multiplicand, multiplier in ((w, a), (a, w)):
+        if not multiplier.twos_complement:
+            rows = multiplier.significand_bits - 1
+            choices.append(rows * (multiplicand.significand_bits + 1))
+    return float(min(choices))
 
 
 def _booth_luts(multiplicand: Operand, multiplier: Operand) -> int:

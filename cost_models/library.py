@@ -15,7 +15,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Final
 
-from lutwise.cost_models.formula import Coefficients, Observation, fit, structure_of
+from lutwise.cost_models.formula import COEFFICIENTS, Coefficients, Observation, fit, structure_of
 from lutwise.cost_models.requantizer_units import RequantizerKey
 from lutwise.cost_models.units import UnitKey
 from lutwise.errors import ConfigError
@@ -33,6 +33,7 @@ __all__ = [
     "dot_product_table",
     "fit_coefficients",
     "held_out_errors",
+    "held_out_table",
     "lut_per_mac",
     "requantizer_luts",
     "requantizer_table",
@@ -131,8 +132,18 @@ def _read(name: str) -> list[dict[str, str]]:
 @cache
 def dot_product_table() -> dict[UnitKey, DotProductRow]:
     """Return the table of dot-product units."""
+    return _dot_products("dot_products.csv")
+
+
+@cache
+def held_out_table() -> dict[UnitKey, DotProductRow]:
+    """Return the random sample of other pairs that the formula is judged on."""
+    return _dot_products("held_out.csv")
+
+
+def _dot_products(name: str) -> dict[UnitKey, DotProductRow]:
     table = {}
-    for row in _read("dot_products.csv"):
+    for row in _read(name):
         unit = UnitKey(
             weights=row["weights"], activations=row["activations"], lanes=int(row["lanes"])
         )
@@ -264,32 +275,24 @@ def _exponent_bits(fmt: Format) -> int:
     return fmt.exponent_bits if isinstance(fmt, FloatFormat) else 0
 
 
-def _observations(*, same_format: bool) -> list[Observation]:
+def _observations(rows: Iterable[DotProductRow]) -> list[Observation]:
     found = []
-    for unit, row in dot_product_table().items():
-        formats = unit.weight_format, unit.activation_format
-        if max(map(_exponent_bits, formats)) >= _WIDE_EXPONENT:
-            continue
-        if (unit.weights == unit.activations) == same_format:
-            structure = structure_of(*formats, unit.lanes)
+    for row in rows:
+        formats = row.unit.weight_format, row.unit.activation_format
+        if max(map(_exponent_bits, formats)) < _WIDE_EXPONENT:
+            structure = structure_of(*formats, row.unit.lanes)
             found.append(Observation(structure=structure, luts=row.luts))
     return found
 
 
 def fit_coefficients() -> Coefficients:
-    """Fit the formula on the units of one format, exponents up to five bits."""
-    return fit(_observations(same_format=True))
+    """Fit the formula on the library, exponents up to five bits."""
+    return fit(_observations(dot_product_table().values()))
 
 
-def held_out_errors(coefficients: Coefficients | None = None) -> list[float]:
-    """Return the relative errors of the formula on all units of two different formats.
-
-    Args:
-        coefficients: What to judge; fitted on the units of one format by default.
-    """
-    chosen = coefficients or fit_coefficients()
-    return _errors(_observations(same_format=False), chosen)
-
-
-def _errors(observations: Iterable[Observation], coefficients: Coefficients) -> list[float]:
-    return [o.structure.luts(coefficients) / o.luts - 1 for o in observations]
+def held_out_errors(coefficients: Coefficients = COEFFICIENTS) -> list[float]:
+    """Return the relative errors of the formula on the units of ``held_out_table``."""
+    return [
+        o.structure.luts(coefficients) / o.luts - 1
+        for o in _observations(held_out_table().values())
+    ]

@@ -1,19 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which dot-product units the library holds."""
 
+import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from lutwise.quant.formats import FloatFormat, Format, IntFormat, parse_element, parse_weight
+from lutwise.quant.formats import (
+    FloatFormat,
+    Format,
+    IntFormat,
+    all_formats,
+    parse_element,
+    parse_weight,
+)
 
-__all__ = ["LANES", "SWEEP_LANES", "UnitKey", "diagonal_units", "library_units", "weight_formats"]
+__all__ = [
+    "LANES",
+    "SWEEP_LANES",
+    "UnitKey",
+    "diagonal_units",
+    "held_out_units",
+    "library_units",
+    "weight_formats",
+]
 
 LANES: Final = (1, 8, 32)
 """Lanes of the units of equal or matching formats."""
 
 SWEEP_LANES: Final = 8
 """Lanes of the units that put a weight format beside 8-bit integers."""
+
+_HELD_OUT_SEED: Final = 2026
+_HELD_OUT_UNITS: Final = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -76,3 +95,23 @@ def library_units() -> Iterator[UnitKey]:
         ),
     ]
     yield from dict.fromkeys(wanted)
+
+
+def held_out_units() -> Iterator[UnitKey]:
+    """List a random sample of pairs outside the library, to judge the formula on.
+
+    Exponents of up to five bits; three units of eight lanes for each of one lane.
+    """
+    weights = [fmt for fmt in weight_formats() if _narrow_exponent(fmt)]
+    activations = [fmt for fmt in all_formats() if _narrow_exponent(fmt)]
+    known = {(unit.weights, unit.activations) for unit in library_units()}
+    pairs = [
+        (w.name, a.name) for w in weights for a in activations if (w.name, a.name) not in known
+    ]
+    sample = random.Random(_HELD_OUT_SEED).sample(pairs, _HELD_OUT_UNITS)
+    for index, (w_name, a_name) in enumerate(sample):
+        yield UnitKey(weights=w_name, activations=a_name, lanes=1 if index % 4 == 3 else 8)
+
+
+def _narrow_exponent(fmt: Format) -> bool:
+    return isinstance(fmt, IntFormat) or fmt.exponent_bits <= 5

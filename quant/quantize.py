@@ -160,14 +160,42 @@ def quantize(
         outputs=by_point if dataflow else {},
         layer_inputs={layer: by_point[source] for layer, source in plan.layer_sources.items()},
     )
-    for node in graph.graph.nodes:
-        if node.name in weights:
-            quantized.layer(node).weight.copy_(weights[node.name].real())
+    _limit_bias_codes(quantized, weights)
+    for node in layer_nodes(model):
+        quantized.layer(node).weight.copy_(weights[node.name].real())
     for algorithm, config in algorithms.selected(recipe.algorithms, Stage.CORRECT):
         progress(algorithm.name.replace("_", " "))
         algorithm.run(quantized, images, config)
     _round_biases(quantized)
     return quantized
+
+
+@torch.no_grad()
+def _limit_bias_codes(model: QuantizedModel, weights: dict[str, QuantizedWeight]) -> None:
+    """Coarsen the weights of channels whose bias would need a wider accumulator than their sums.
+
+    A channel of weights near zero gets a scale near zero, and its bias then a code of any width.
+    Where the bias exceeds the largest sum that the formats allow, the channel's scale is raised
+    until it does not; its weights matter little beside such a bias.
+    """
+    for node in layer_nodes(model.prepared):
+        bias, weight = model.layer(node).bias, weights[node.name]
+        if bias is None:
+            continue
+        source = model.input_quantizer(node)
+        largest_sum = (
+            weight.values[0].numel() * weight.format.max_value * source.format.max_value
+        )
+        magnitude = bias.abs() if len(weight.scales) > 1 else bias.abs().amax(0, keepdim=True)
+        least = (magnitude.double() / (source.scale * largest_sum)).float()
+        raised = torch.maximum(weight.scales, least)
+        if torch.equal(raised, weight.scales):
+            continue
+        real = model.prepared.module(node).weight
+        assert isinstance(real, torch.Tensor)
+        rows = real.reshape(len(raised), -1).double() / raised.double().reshape(-1, 1)
+        values = kernels.quantize(weight.format, rows).reshape(real.shape)
+        weights[node.name] = QuantizedWeight(format=weight.format, values=values, scales=raised)
 
 
 @torch.no_grad()

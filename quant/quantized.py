@@ -29,9 +29,6 @@ class TensorQuantizer:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Return ``scale * round(x / scale)`` in the format."""
-        if self.format.max_value > torch.finfo(x.dtype).max:
-            wide = torch.tensor(self.scale, dtype=torch.float64)
-            return kernels.quantize_scaled(self.format, x.double(), wide).to(x.dtype)
         return kernels.quantize_scaled(self.format, x, torch.tensor(self.scale, dtype=x.dtype))
 
 

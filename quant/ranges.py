@@ -61,11 +61,8 @@ def squared_error(fmt: Format, rows: torch.Tensor, scale: torch.Tensor) -> torch
         rows: Samples, shape (r, n).
         scale: Shape (r,) or (1,).
     """
-    step = scale.reshape(-1, 1)
-    if fmt.max_value > torch.finfo(rows.dtype).max:
-        rows, step = rows.double(), step.double()
-    error = kernels.quantize_scaled(fmt, rows, step) - rows
-    return error.square().mean(1).to(torch.float32)
+    error = kernels.quantize_scaled(fmt, rows, scale.reshape(-1, 1)) - rows
+    return error.square().mean(1)
 
 
 def search(fmt: Format, rows: torch.Tensor, how: RangeSearch) -> torch.Tensor:

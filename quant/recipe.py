@@ -21,11 +21,17 @@ _WITH_FORMAT = ("weights", "activations")
 """Settings for which a bare format may stand."""
 
 
+_FLOAT32_END = 2.0**128
+
+
 def _element(text: str) -> str:
     try:
-        return parse_element(text).name
+        fmt = parse_element(text)
     except FormatError as error:
         raise ValueError(str(error)) from error
+    if fmt.max_value >= _FLOAT32_END:
+        raise ValueError(f"{text} reaches {fmt.max_value:g}, which no float32 tensor holds")
+    return fmt.name
 
 
 FormatName = Annotated[str, AfterValidator(_element)]

@@ -26,10 +26,7 @@ def to_state(model: QuantizedModel) -> tuple[dict[str, torch.Tensor], dict[str, 
     tensors: dict[str, torch.Tensor] = {}
     for node in layer_nodes(model.prepared):
         weight, bias = model.weights[node.name], model.layer(node).bias
-        fits = weight.format.max_value <= torch.finfo(torch.float32).max
-        tensors[f"{node.name}.values"] = weight.values.to(
-            torch.float32 if fits else torch.float64
-        ).contiguous()
+        tensors[f"{node.name}.values"] = weight.values.float().contiguous()
         tensors[f"{node.name}.scales"] = weight.scales.contiguous()
         if bias is not None:
             tensors[f"{node.name}.bias"] = bias.detach().contiguous()

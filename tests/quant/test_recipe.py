@@ -40,6 +40,7 @@ def test_later_settings_win(tmp_path: Path) -> None:
         ("weights: {formt: int4}", "weights.formt: unknown key"),
         ("weights: e0m3", "no format 'e0m3'"),
         ("activations: mxfp4", "shares scales"),
+        ("activations: ue8m0", "no float32 tensor holds"),
         ("mode: flow", "mode: Input should be 'dataflow' or 'layerwise'"),
         ("algorithms: [gptqq]", "no algorithm 'gptqq'; known are"),
         ("algorithms: {equalize: {iters: 3}}", "has no setting 'iters'"),
