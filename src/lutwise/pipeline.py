@@ -36,7 +36,7 @@ from lutwise.quant.quantize import Samples, collect_samples, prepare, quantize
 from lutwise.quant.quantized import QuantizedModel, predict
 from lutwise.quant.recipe import GraphMode, Recipe
 from lutwise.quant.state import from_state, to_state
-from lutwise.workspace import Steps, digest, sha256_of, to_json
+from lutwise.workspace import Steps, code_digest, digest, sha256_of, to_json
 
 __all__ = ["Job", "Result", "load_job", "run", "tool_versions"]
 
@@ -177,6 +177,7 @@ class _Keys:
             "model": job.model.sha256,
             "threads": job.threads,
             "versions": tool_versions(),
+            "code": code_digest(),
         }
         self.calibration = {
             **self.base,
@@ -497,6 +498,7 @@ def _manifest(job: Job, recipe: Recipe, name: str, out: Path, files: list[str]) 
     return {
         "name": name,
         "versions": tool_versions(),
+        "code_sha256": code_digest(),
         "machine": platform.machine(),
         "threads": job.threads,
         "seed": recipe.seed,

@@ -7,17 +7,16 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wai
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
 
 from lutwise.errors import ConfigError
 from lutwise.export.files import write_atomic
-from lutwise.export.plots import plot_sweep
-from lutwise.export.points import Estimate, Family, Point, SweepResult, write_csv
-from lutwise.export.report import write_run_report, write_sweep_report
+from lutwise.export.points import Family, Point, SweepResult
+from lutwise.export.report import write_run_report
 from lutwise.pipeline import Job, Result, run, tool_versions
-from lutwise.reporting import run_summary
+from lutwise.reporting import draw_sweep, estimate_of, run_summary
 from lutwise.space import SpacePoint, is_integer
 from lutwise.workspace import Steps, to_json
 
@@ -74,9 +73,7 @@ def sweep(
         results = _run_parallel(_Worker(load, out), points, jobs, progress)
     result = _collect(job, points, results)
     write_atomic(out / "sweep.json", to_json(result.to_dict()))
-    write_csv(result, out / "pareto.csv")
-    plot_sweep(result, out)
-    write_sweep_report(result, out)
+    draw_sweep(out)
     return result
 
 
@@ -127,10 +124,6 @@ def _work(out: Path, point: SpacePoint) -> Result:
     return _run_point(_JOB, point, out, lambda name, step: None)
 
 
-def _estimate(entry: dict[str, Any]) -> Estimate:
-    return Estimate(value=entry["value"], low=entry["low"], high=entry["high"])
-
-
 def _collect(job: Job, points: Sequence[SpacePoint], results: Sequence[Result]) -> SweepResult:
     assert job.evaluation is not None
     measured = results[0].metrics["evaluation"]
@@ -138,13 +131,23 @@ def _collect(job: Job, points: Sequence[SpacePoint], results: Sequence[Result]) 
         model=job.model.name,
         data=job.evaluation.name,
         images=len(job.evaluation),
-        float_accuracy=_estimate(measured["float"]),
+        float_accuracy=estimate_of(measured["float"]),
         mode=results[0].metrics["mode"],
         folding=f"PE {job.folding.pe}, SIMD {job.folding.simd}",
         points=tuple(_point(p, r) for p, r in zip(points, results, strict=True)),
         versions=tool_versions(),
         seed=points[0].recipe.seed,
+        interval=measured["interval"],
+        calibration=f"{job.calibration.name}, {len(job.calibration)} images",
+        assumptions=_assumptions(results[0]),
     )
+
+
+def _assumptions(result: Result) -> dict[str, str]:
+    if result.cost is None:
+        return {}
+    found: dict[str, str] = result.cost.to_json()["assumptions"]
+    return found
 
 
 def _point(point: SpacePoint, result: Result) -> Point:
@@ -162,7 +165,7 @@ def _point(point: SpacePoint, result: Result) -> Point:
         family=Family.INTEGER if is_integer(point.recipe) else Family.MINIFLOAT,
         weights=point.recipe.weights.format,
         activations=point.recipe.activations.format,
-        accuracy=_estimate(measured[measured["reported"]]),
+        accuracy=estimate_of(measured[measured["reported"]]),
         agreement=measured["against_float"]["agreement"],
         sqnr_db=measured["against_float"]["sqnr_db"],
         weight_bits=cost.weight_bits / weights,

@@ -6,7 +6,10 @@ import io
 import json
 import os
 import time
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ import numpy.typing as npt
 from lutwise.errors import OutputError
 from lutwise.export.files import write_atomic
 
-__all__ = ["Steps", "digest", "ensure_writable", "sha256_of", "to_json"]
+__all__ = ["Steps", "code_digest", "digest", "ensure_writable", "sha256_of", "to_json"]
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -35,6 +38,18 @@ def digest(data: Any) -> str:
 def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@cache
+def code_digest() -> str:
+    """Return a hash of the package's own sources that decide results."""
+    total = hashlib.sha256()
+    for package in ("quant", "export"):
+        folder = Path(__file__).parent / package
+        for path in sorted(folder.rglob("*.py")):
+            total.update(str(path.relative_to(folder)).encode())
+            total.update(path.read_bytes())
+    return total.hexdigest()
 
 
 def ensure_writable(folder: Path) -> None:
@@ -79,13 +94,11 @@ class Steps:
         """Return the kept result of a step, or compute and keep it; arrays by name."""
         path = self._path(step, key, "npz")
         try:
-            with np.load(path, allow_pickle=False) as kept:
+            # From memory: numpy leaves the file open when its content is damaged.
+            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as kept:
                 return dict(kept)
-        except (OSError, ValueError, EOFError, KeyError):
+        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error):
             pass
-        except Exception as error:  # zipfile.BadZipFile and zlib.error of a damaged file
-            if type(error).__module__ not in ("zipfile", "zlib"):
-                raise
         start = time.monotonic()
         result = compute()
         buffer = io.BytesIO()

@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The page of a run."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Final
+
+from pydantic import JsonValue
+
+from lutwise.export.layer_plot import layers_svg
+from lutwise.export.markup import Cell, Markup, facts, join, raw, table, tag
+from lutwise.export.page import figure, page, section
+from lutwise.export.points import Check, Estimate, LayerRow, RunSummary
+from lutwise.export.text import count, decibel, interval, percent
+
+__all__ = ["run_page"]
+
+
+def run_page(run: RunSummary) -> str:
+    """Return the page."""
+    data = (
+        f"{run.evaluation_data}, {run.evaluation_images:,} images"
+        if run.evaluation_data is not None
+        else "not evaluated"
+    )
+    return page(
+        f"{run.name}: {run.model}",
+        tag("h1", f"{run.model}, quantized"),
+        tag("p", f"run {run.name} · {data} · {run.mode} mode", class_="sub"),
+        _cards(run),
+        section("Accuracy", _accuracy(run)),
+        section("The exported file in other executors", _checks(run)),
+        section("Layers", _layers(run)),
+        section("Cost", _cost(run.cost)),
+        section("Recipe", _recipe(run)),
+        section("What was used", _used(run)),
+        section("Files", _files(run.files)),
+    )
+
+
+def _reported(run: RunSummary) -> tuple[Estimate | None, str]:
+    """Return the accuracy that counts, and what gave it."""
+    if run.exact_accuracy is not None:
+        return run.exact_accuracy, "exact executor"
+    return run.fake_accuracy, "fake quantization in float32"
+
+
+def _cards(run: RunSummary) -> Markup:
+    cards = []
+    accuracy, source = _reported(run)
+    if accuracy is not None:
+        low, high = 100 * accuracy.low, 100 * accuracy.high
+        ends = f"95 % interval {low:.1f} to {high:.1f}"
+        cards.append((f"accuracy, {source}", percent(accuracy.value), ends))
+    if run.difference is not None:
+        low, high = 100 * run.difference.low, 100 * run.difference.high
+        cards.append(
+            (
+                "against float, on the same images",
+                f"{100 * run.difference.value:+.2f} points",
+                f"95 % interval {low:+.2f} to {high:+.2f}",
+            )
+        )
+    if run.agreement is not None:
+        cards.append(("same class as float", percent(run.agreement), "of the images"))
+    luts = [row.dot_product_luts for row in run.layers if row.dot_product_luts is not None]
+    if luts:
+        rest = sum(row.requantizer_luts or 0.0 for row in run.layers)
+        cards.append(
+            ("LUTs, folded", count(sum(luts) + rest), f"of these requantizers {count(rest)}")
+        )
+    return tag(
+        "div",
+        *(
+            tag("div", tag("span", top), tag("b", value), tag("span", below), class_="card")
+            for top, value, below in cards
+        ),
+        class_="cards",
+    )
+
+
+def _accuracy(run: RunSummary) -> Markup:
+    rows: list[list[str | Cell]] = [
+        [name, interval(estimate, 2), what]
+        for name, estimate, what in (
+            ("float", run.float_accuracy, "the model as it came"),
+            ("fake quantization", run.fake_accuracy, "float32, fast, approximate"),
+            ("exact", run.exact_accuracy, "integer arithmetic, as hardware computes"),
+        )
+        if estimate is not None
+    ]
+    if not rows:
+        return tag("p", "Nothing was evaluated: the run had no labelled images.")
+    found = [table(("executor", "top-1 accuracy (95 % interval)", "what it is"), rows)]
+    pairs = []
+    if run.difference is not None:
+        d = run.difference
+        pairs.append(
+            (
+                "quantized minus float",
+                f"{100 * d.value:+.2f} points ({100 * d.low:+.2f} to {100 * d.high:+.2f}), "
+                "paired on the same images",
+            )
+        )
+    if run.agreement is not None:
+        pairs.append(("same class as float", percent(run.agreement, 2)))
+    if run.sqnr_db is not None:
+        pairs.append(("outputs, signal to noise against float", decibel(run.sqnr_db)))
+    if run.fake_agreement is not None:
+        pairs.append(("fake quantization and exact: same class", percent(run.fake_agreement, 2)))
+    pairs.append(("intervals", run.interval))
+    return join(*found, facts(pairs))
+
+
+def _checks(run: RunSummary) -> Markup:
+    if run.export_note:
+        return tag("p", f"No file was written: {run.export_note}")
+    if not run.checks:
+        return tag("p", "No other executor ran the file.")
+    rows = [_check_row(check) for check in run.checks]
+    return join(
+        tag("p", "Every output is compared with the exact executor, bit for bit."),
+        table(("executor", "images", "outputs", "mismatches"), rows, numeric=frozenset({1, 2, 3})),
+    )
+
+
+def _check_row(check: Check) -> list[str | Cell]:
+    if not check.outputs:
+        verdict = tag("span", "nothing compared", class_="bad")
+    elif check.mismatches:
+        verdict = tag("span", f"{check.mismatches:,}", class_="bad")
+    else:
+        verdict = tag("span", "none", class_="good")
+    return [check.executor, f"{check.images:,}", f"{check.outputs:,}", Cell(verdict)]
+
+
+_Column = tuple[str, Callable[[LayerRow], str | Cell]]
+
+
+def _number(
+    get: Callable[[LayerRow], float | None], show: Callable[[float], str]
+) -> Callable[[LayerRow], Cell]:
+    def cell(row: LayerRow) -> Cell:
+        value = get(row)
+        return Cell("") if value is None else Cell(show(value), value)
+
+    return cell
+
+
+def _whole(value: float) -> str:
+    return f"{value:,.0f}"
+
+
+_COLUMNS: Final[tuple[_Column, ...]] = (
+    ("layer", lambda row: row.layer),
+    ("kind", lambda row: row.kind or ""),
+    ("weights", lambda row: row.weights or ""),
+    ("inputs", lambda row: row.inputs or ""),
+    ("outputs", lambda row: row.outputs or ""),
+    ("weight count", _number(lambda row: row.weight_count, count)),
+    ("dot length", _number(lambda row: row.dot_length, count)),
+    ("MACs", _number(lambda row: row.macs, count)),
+    ("accumulator bits", _number(lambda row: row.accumulator_bits, count)),
+    ("LUTs per MAC", _number(lambda row: row.luts_per_mac, lambda v: f"{v:.1f}")),
+    ("price from", lambda row: row.price or ""),
+    ("dot product LUTs", _number(lambda row: row.dot_product_luts, _whole)),
+    ("requantizer LUTs", _number(lambda row: row.requantizer_luts, _whole)),
+    ("cycles", _number(lambda row: row.cycles, count)),
+    ("weights SQNR", _number(lambda row: row.weight_sqnr_db, decibel)),
+    ("outputs SQNR", _number(lambda row: row.output_sqnr_db, decibel)),
+    ("weights at range ends", _number(lambda row: row.weights_at_ends, percent)),
+)
+
+_LAYER_NUMERIC: Final = frozenset(i for i in range(5, len(_COLUMNS)) if i != 10)
+
+
+def _layers(run: RunSummary) -> Markup:
+    if not run.layers:
+        return tag("p", "No layer was recorded.")
+    rows = [[get(row) for _, get in _COLUMNS] for row in run.layers]
+    # Columns that no layer fills (a layerwise run has no prices) are left out.
+    kept = [i for i in range(len(_COLUMNS)) if any(_shown(row[i]) for row in rows)]
+    return join(
+        figure(
+            layers_svg(run.layers),
+            "LUTs and signal to noise of each layer; the table below has the numbers.",
+            "Output noise of a layer includes that of all layers before it.",
+        ),
+        table(
+            [_COLUMNS[i][0] for i in kept],
+            [[row[i] for i in kept] for row in rows],
+            numeric=frozenset(k for k, i in enumerate(kept) if i in _LAYER_NUMERIC),
+            sortable=True,
+            caption="In the order of execution. A click on a heading sorts.",
+        ),
+    )
+
+
+def _shown(cell: str | Cell) -> str:
+    return cell.text if isinstance(cell, Cell) else cell
+
+
+def _cost(cost: Mapping[str, JsonValue]) -> Markup:
+    if not cost:
+        return tag("p", "Not priced: the model has no form for hardware.")
+    assumptions = cost.get("assumptions")
+    rest = {name: value for name, value in cost.items() if name != "assumptions"}
+    found = [facts(list(_flat(rest, "")))]
+    if isinstance(assumptions, dict):
+        items = [tag("li", f"{name}: {text}") for name, text in _flat(assumptions, "")]
+        found += [tag("p", "What the prices assume:"), tag("ul", *items)]
+    return join(*found)
+
+
+def _flat(values: Mapping[str, JsonValue], before: str) -> Iterator[tuple[str, str]]:
+    """Yield names and values of nested mappings in their order."""
+    for name, value in values.items():
+        words = f"{before}{name}".replace("_", " ")
+        if isinstance(value, dict):
+            yield from _flat(value, f"{words}: " if name != "total" else "")
+        elif isinstance(value, bool) or value is None or isinstance(value, str):
+            yield words, str(value)
+        elif isinstance(value, list):
+            yield words, ", ".join(map(str, value))
+        else:
+            yield words, count(value)
+
+
+def _recipe(run: RunSummary) -> Markup:
+    return tag(
+        "details",
+        tag("summary", "The complete recipe, with every default"),
+        tag("pre", tag("code", run.recipe_yaml)),
+    )
+
+
+def _used(run: RunSummary) -> Markup:
+    versions = ", ".join(f"{name} {v}" for name, v in sorted(run.versions.items()))
+    evaluated = (
+        f"{run.evaluation_data}, {run.evaluation_images:,} images"
+        if run.evaluation_data is not None
+        else "none"
+    )
+    return facts(
+        [
+            ("model", run.model),
+            ("calibration", f"{run.calibration_data}, {run.calibration_images:,} images"),
+            ("evaluation", evaluated),
+            ("graph mode", run.mode),
+            ("seed", str(run.seed)),
+            ("versions", versions or "not recorded"),
+        ]
+    )
+
+
+def _files(files: Mapping[str, str]) -> Markup:
+    if not files:
+        return tag("p", "No file was recorded.")
+    rows: list[list[str | Cell]] = [
+        [name, Cell(tag("code", digest))] for name, digest in sorted(files.items())
+    ]
+    return join(table(("file", "SHA-256"), rows), raw("\n"))
