@@ -66,7 +66,8 @@ class Panel:
         self.front = pareto(self.points, cost.value)
         self.family_fronts = {family: self._family_front(family) for family in Family}
         self.best = set(self.front).union(*self.family_fronts.values())
-        self.obstacles: list[Box] = []
+        self.marks: list[Box] = []
+        self.lines: list[Box] = []
 
     def _family_front(self, family: Family) -> tuple[int, ...]:
         members = [i for i, p in enumerate(self.points) if p.family is family]
@@ -146,8 +147,8 @@ class Panel:
         """Keep labels off a front's line."""
         corners = self.axes.transData.transform(list(zip(x, y, strict=True)))
         for (x0, y0), (x1, y1) in pairwise(corners):
-            self.obstacles.append(Box(x0, y0 - 2, x1, y0 + 2))
-            self.obstacles.append(Box(x1 - 2, min(y0, y1), x1 + 2, max(y0, y1)))
+            self.lines.append(Box(x0, y0 - 2, x1, y0 + 2))
+            self.lines.append(Box(x1 - 2, min(y0, y1), x1 + 2, max(y0, y1)))
 
     def _draw_points(self) -> dict[int, tuple[float, float]]:
         """Draw marks and error bars; return the marks' places in pixels."""
@@ -165,7 +166,7 @@ class Panel:
             x = float(axes.transData.inverted().transform((px, py))[0])
             self._draw_point(i, x)
             half = (MARK / 2 + 1) * dots
-            self.obstacles.append(Box(px - half, py - half, px + half, py + half))
+            self.marks.append(Box(px - half, py - half, px + half, py + half))
         return places
 
     def _draw_point(self, i: int, x: float) -> None:
@@ -196,7 +197,8 @@ class Panel:
         centres = place_labels(
             [places[i] for i in shown],
             sizes,
-            [*self.obstacles, *self._bar_boxes(places)],
+            self.marks,
+            [*self.lines, *self._bar_boxes(places)],
             Box(frame.x0 + 2, floor + 2, frame.x1 + 12, frame.y1),
             distance=(MARK / 2 + 2.4) * dots,
         )

@@ -97,7 +97,8 @@ def spread(centres: Sequence[float], gap: float, low: float, high: float) -> lis
 def place_labels(
     anchors: Sequence[tuple[float, float]],
     sizes: Sequence[tuple[float, float]],
-    obstacles: Sequence[Box],
+    marks: Sequence[Box],
+    lines: Sequence[Box],
     frame: Box,
     *,
     distance: float,
@@ -107,7 +108,8 @@ def place_labels(
     Args:
         anchors: Centres of the marks.
         sizes: Width and height of the labels.
-        obstacles: What labels should not cover, marks included.
+        marks: What labels should not cover, the labelled marks included.
+        lines: What labels may cover where there is no better place.
         frame: What labels should stay within.
         distance: From a mark to the nearest edge of its label, at least.
     """
@@ -125,7 +127,8 @@ def place_labels(
                 cost = (
                     20 * box.outside(frame)
                     + 10 * sum(box.overlap(other) for other in taken)
-                    + 2 * sum(box.overlap(other) for other in obstacles)
+                    + 6 * sum(box.overlap(other) for other in marks)
+                    + 1.5 * sum(box.overlap(other) for other in lines)
                     + 0.15 * width * height * ring
                     + 0.01 * width * height * ((k + 1) // 2)
                 )

@@ -163,7 +163,7 @@ def inline_svg(figure: Figure) -> str:
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     head, rest = text.split(">", 1)
-    head = re.sub(r' (width|height|xmlns:xlink|version)="[^"]*"', "", head)
+    head = re.sub(r' (width|height|version)="[^"]*"', "", head)
     for colour, variable in THEME_VARIABLES.items():
         rest = re.sub(
             rf"(fill|stroke|stop-color): {colour}\b",

@@ -13,7 +13,7 @@ __all__ = ["Window", "accuracy_window"]
 _LEAST_LOSS: Final = 10.0
 """Points of accuracy below the float model that are always shown to scale."""
 
-_SHARE_SHOWN: Final = 0.5
+_SHARE_SHOWN: Final = 0.4
 _STRIP: Final = 0.25
 """Height of the strip for collapsed points, over the height of the scale above it."""
 

@@ -203,12 +203,12 @@ def _notes(result: SweepResult) -> Markup:
     points = len(result.points)
     best = max(result.points, key=lambda p: p.accuracy.value)
     tied = sum(p.accuracy.high >= best.accuracy.low for p in result.points)
-    single = result.images // 100
+    single = result.images / 100
     return tag(
         "ul",
         tag(
             "li",
-            f"One point of accuracy is {single:,} of the {result.images:,} images. "
+            f"One point of accuracy is {single:g} of the {result.images:,} images. "
             f"The intervals of {tied} of the {points} points reach that of the most accurate "
             "one: these images alone do not tell them apart.",
         ),

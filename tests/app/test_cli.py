@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line from the outside: results, exit codes, messages."""
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from lutwise.quant import zoo
+
+RESNET = Path(zoo.__file__).parent / "resnet8.safetensors"
+FEW = ["--calib-images", "32", "--eval-images", "60", "--threads", "1", "--quiet"]
+
+
+def quantize(*args: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "lutwise", *map(str, args)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **environment},
+    )
+
+
+def test_run_writes_what_it_says(tmp_path: Path) -> None:
+    out = tmp_path / "a"
+    done = quantize("run", "zoo/resnet8", "--weights", "e2m1", "--acts", "ue2m2", "--out", out,
+                    "--check-images", 20, "--json", *FEW)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["accuracy"]["low"] < result["accuracy"]["value"] < result["accuracy"]["high"]
+    assert [c["mismatches"] for c in result["export"]["checks"]] == [0, 0]
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert set(manifest["outputs"]) == {
+        "recipe.yaml", "weights.safetensors", "model.qonnx", "cost.json", "layers.csv",
+        "metrics.json",
+    }  # fmt: skip
+    assert (out / "report.html").stat().st_size > 10_000
+    assert done.stderr == ""
+
+    again = quantize("run", "zoo/resnet8", "--recipe", out / "recipe.yaml", "--out",
+                     tmp_path / "b", "--check-images", 20, *FEW)  # fmt: skip
+    assert again.returncode == 0, again.stderr
+    for name in manifest["outputs"]:
+        if name not in ("metrics.json",):  # holds the run's name
+            assert (out / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+
+    priced = quantize("estimate", out, "--pe", 1, "--simd", 1, "--json")
+    assert priced.returncode == 0, priced.stderr
+    luts = json.loads(priced.stdout)["total"]["folded"]["luts"]
+    assert 0 < luts < result["luts_folded"]["dot_products"]
+
+
+SPACE = """
+recipe: {algorithms: []}
+points:
+  - {weights: int3, activations: uint3}
+  - {weights: e2m1, activations: ue2m2}
+  - {weights: e2m2, activations: ue2m3}
+"""
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Everything a sweep wrote but the times."""
+    return {
+        str(p.relative_to(folder)): p.read_bytes()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and p.name != "events.jsonl"
+    }
+
+
+def test_a_killed_sweep_continues_to_the_same_bytes(tmp_path: Path) -> None:
+    space = tmp_path / "space.yaml"
+    space.write_text(SPACE)
+
+    def command(out: Path) -> list[str]:
+        return [
+            *(sys.executable, "-m", "lutwise", "sweep", "zoo/resnet8", "--space", str(space)),
+            *("--out", str(out), "--check-images", "10", *FEW),
+        ]
+
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    subprocess.run(command(whole), check=True, capture_output=True)
+    process = subprocess.Popen(command(cut), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not (cut / "points" / "int3-uint3" / "report.html").exists():
+        assert process.poll() is None, "ended before it was killed"
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (cut / "sweep.json").exists()
+    before = len((cut / "events.jsonl").read_text().splitlines())
+    subprocess.run(command(cut), check=True, capture_output=True)
+    assert contents(cut) == contents(whole)
+    events = (cut / "events.jsonl").read_text().splitlines()
+    assert len(events) == len((whole / "events.jsonl").read_text().splitlines())
+    assert before > 0
+
+
+def test_parallel_points_give_the_same(tmp_path: Path) -> None:
+    space = tmp_path / "space.yaml"
+    space.write_text(SPACE)
+    for jobs in (1, 2):
+        done = quantize("sweep", "zoo/resnet8", "--space", space, "--out", tmp_path / str(jobs),
+                        "--jobs", jobs, "--check-images", 10, *FEW)  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    first, second = contents(tmp_path / "1"), contents(tmp_path / "2")
+    assert first == second
+
+
+class _Bomb:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, ("touch BOOM",)
+
+
+def broken(tmp_path: Path, case: str) -> list[object]:
+    """Return the arguments of a call that must fail, and make the files it needs."""
+    out = ["--out", tmp_path / "out", *FEW]
+    match case:
+        case "missing file":
+            return ["run", tmp_path / "no.safetensors", "--arch", "zoo/resnet8", *out]
+        case "truncated":
+            path = tmp_path / "cut.safetensors"
+            path.write_bytes(RESNET.read_bytes()[:100_000])
+            return ["run", path, "--arch", "zoo/resnet8", *out]
+        case "hostile pickle":
+            path = tmp_path / "bomb.pt"
+            path.write_bytes(pickle.dumps({"state_dict": _Bomb()}))
+            return ["run", path, "--arch", "zoo/resnet8", *out]
+        case "wrong architecture":
+            return ["run", RESNET, "--arch", "zoo/mobilenet", *out]
+        case "wrong image size":
+            path = tmp_path / "big.npz"
+            np.savez(path, images=np.zeros((4, 1, 32, 32), np.float32), labels=np.zeros(4, int))
+            return ["run", "zoo/resnet8", "--calib", path, *out]
+        case "empty data":
+            (tmp_path / "images").mkdir()
+            return ["run", "zoo/resnet8", "--calib", tmp_path / "images", *out]
+        case "nan weights":
+            path = tmp_path / "nan.safetensors"
+            state = load_file(RESNET)
+            state["head.weight"][0, 0] = torch.nan
+            save_file(state, path)
+            return ["run", path, "--arch", "zoo/resnet8", "--calib", "zoo/fashion_mnist", *out]
+        case "unwritable":
+            (tmp_path / "file").write_text("")
+            return ["run", "zoo/resnet8", "--out", tmp_path / "file" / "run", *FEW]
+        case "recipe key":
+            path = tmp_path / "r.yaml"
+            path.write_text("wieghts: int4\n")
+            return ["run", "zoo/resnet8", "--recipe", path, *out]
+        case "same images":
+            return ["run", "zoo/resnet8", "--calib", "zoo/fashion_mnist", "--eval",
+                    _calibration_as_file(tmp_path), *out]  # fmt: skip
+        case _:
+            return ["run", "zoo/resnet8", "--weights", case, *out]
+
+
+def _calibration_as_file(tmp_path: Path) -> Path:
+    with np.load(Path(zoo.__file__).parent / "fashion_mnist.npz") as data:
+        path = tmp_path / "copy.npz"
+        np.savez(path, images=data["calib_images"], labels=data["calib_labels"])
+    return path
+
+
+@pytest.mark.parametrize(
+    ("case", "code", "message"),
+    [
+        ("missing file", 1, "no.safetensors"),
+        ("truncated", 1, "cut.safetensors"),
+        ("hostile pickle", 1, "bomb.pt"),
+        ("wrong architecture", 1, "zoo/mobilenet"),
+        ("wrong image size", 1, "(1, 28, 28)"),
+        ("empty data", 1, "images"),
+        ("nan weights", 1, "head.weight"),
+        ("unwritable", 1, "cannot write"),
+        ("recipe key", 2, "wieghts: unknown key"),
+        ("same images", 1, "also calibration images"),
+        ("e0m3", 2, "no format 'e0m3'"),
+        ("int9", 2, "no format 'int9'"),
+        ("e9m9", 2, "no format 'e9m9'"),
+    ],
+)
+def test_bad_input_gets_one_message(tmp_path: Path, case: str, code: int, message: str) -> None:
+    done = quantize(*broken(tmp_path, case))
+    assert done.returncode == code, done.stderr
+    assert message in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "BOOM").exists()
+    assert not Path("BOOM").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["run"], "Missing argument 'MODEL'"),
+        (["run", "zoo/resnet8", "--set", "x"], "wants KEY=VALUE"),
+        (["sweep", "zoo/resnet8"], "Missing option '--out'"),
+        (["frobnicate"], "No such command"),
+    ],
+)
+def test_wrong_usage_exits_with_two(args: list[str], message: str) -> None:
+    done = quantize(*args)
+    assert done.returncode == 2
+    assert message in done.stderr
+
+
+def test_full_disk_leaves_nothing_half_written(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    # A file-size limit fails writes as a full disk does.
+    command = f"ulimit -f 64; trap '' XFSZ; exec {sys.executable} -m lutwise run zoo/resnet8"
+    done = subprocess.run(
+        ["bash", "-c", f"{command} --out {out} {' '.join(FEW)}"], capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert "cannot write" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(out.rglob(".*.npz.*"))
+    assert not (out / "metrics.json").exists()
+
+
+def test_dry_run_writes_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = quantize("run", "zoo/mobilenet", "--dry-run", "--json", "--out", out, *FEW)
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(done.stdout)
+    assert plan["macs"] > 1e6
+    assert len(plan["layers"]) > 20
+    assert plan["seconds_about"] > 0
+    assert not out.exists()
+    done = quantize("sweep", "zoo/resnet8", "--dry-run", "--json", "--out", out, *FEW)
+    assert len(json.loads(done.stdout)["points"]) >= 12
+    assert not out.exists()
+
+
+def test_doctor_names_the_tools() -> None:
+    found = json.loads(quantize("doctor", "--json").stdout)
+    assert "torch" in found["versions"]
+    assert "equalize" in found["algorithms"]
+    assert "zoo/resnet8" in found["zoo"]
+
+
+def test_report_and_estimate_refuse_other_folders(tmp_path: Path) -> None:
+    for command in ("report", "estimate"):
+        done = quantize(command, tmp_path)
+        assert done.returncode == 1
+        assert done.stderr.startswith("error: cannot read")
