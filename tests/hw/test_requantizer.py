@@ -8,19 +8,15 @@ from lutwise.errors import ConfigError
 from lutwise.hw.bounds import code_integers, legal_codes
 from lutwise.hw.requantizer import Requantizer, typical_shift, verify_requantizer
 from lutwise.hw.synthesis import Synthesizer
-from lutwise.quant.formats import FloatFormat, Format, parse_element
-
-
-def _significand(fmt: Format, number: int) -> int:
-    """Return what has to be even for a tie to go there: the number in units of its last place."""
-    if isinstance(fmt, FloatFormat):
-        number = abs(number)
-        return number >> max(0, number.bit_length() - fmt.mantissa_bits - 1)
-    return number
+from lutwise.quant.formats import Format, parse_element
 
 
 def _nearest(fmt: Format, wanted: Fraction) -> int:
-    """Round by looking at all values of the format."""
+    """Round by looking at all values of the format.
+
+    A tie goes to the neighbour that is an even multiple of their distance, which is the last
+    place of the tie's binade.
+    """
     numbers = sorted({int(number) for number in code_integers(fmt)[legal_codes(fmt)]})
     if wanted >= numbers[-1]:
         return numbers[-1]
@@ -30,17 +26,10 @@ def _nearest(fmt: Format, wanted: Fraction) -> int:
     above = min(number for number in numbers if number >= wanted)
     if wanted - below != above - wanted:
         return below if wanted - below < above - wanted else above
-    candidates = [below, above]
-    even = [number for number in candidates if _significand(fmt, number) % 2 == 0]
-    if isinstance(fmt, FloatFormat) and len(even) == 2:
-        # The larger one starts a binade: in the units of the tie's binade it is even, and so
-        # is the smaller one only in units below; without mantissa bits this cannot occur.
-        raise AssertionError("a tie has one even neighbour")
-    if not even:
-        # Neighbours 2**k and 2**(k+1) without mantissa bits: significands 1 and, in the units
-        # of the binade of the tie, 2.
-        return max(candidates, key=abs)
-    return even[0]
+    if below == above:
+        return below
+    inner, outer = sorted((below, above), key=abs)
+    return inner if inner // (above - below) % 2 == 0 else outer
 
 
 _OUTPUTS = ["int2", "int4", "int4n", "uint3", "e1m0", "e2m1", "e3m0", "ue2m2", "e4m3", "fp8_e4m3"]
