@@ -31,7 +31,13 @@ from lutwise.hw.store import content_key
 from lutwise.hw.synthesis import Synthesizer, measure, tool_name
 from lutwise.hw.verify import verify_dot_product
 
-__all__ = ["DOT_PRODUCT_COLUMNS", "characterize_dot_product", "characterize_requantizer", "main"]
+__all__ = [
+    "DOT_PRODUCT_COLUMNS",
+    "PROOF_COLUMNS",
+    "characterize_dot_product",
+    "characterize_requantizer",
+    "main",
+]
 
 DOT_PRODUCT_COLUMNS: Final = (
     "weights",
@@ -43,11 +49,18 @@ DOT_PRODUCT_COLUMNS: Final = (
     "depth",
     "style",
     "tool",
+)
+
+PROOF_COLUMNS: Final = (
+    "weights",
+    "activations",
+    "lanes",
     "luts_raw",
     "accumulator_bits",
     "vectors",
     "exhaustive",
 )
+"""How each row came about: LUT cells before packing, and what its netlist was compared on."""
 
 REQUANTIZER_COLUMNS: Final = (
     "accumulator_bits",
@@ -94,7 +107,7 @@ def _characterize_style(unit: UnitKey, dot: DotProduct) -> Row:
     synthesizer = _synthesizer()
     verilog = dot.emit()
     key = content_key("dot product row", dot.name, verilog, tool_name())
-    if (kept := synthesizer.store.get(key)) and set(DOT_PRODUCT_COLUMNS) <= set(kept):
+    if (kept := synthesizer.store.get(key)) and {*DOT_PRODUCT_COLUMNS, *PROOF_COLUMNS} <= set(kept):
         return kept
     netlist = synthesizer.map(verilog, "dot_product")
     result = measure(netlist)
@@ -256,6 +269,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name, columns, units, work in _tables(options.only):
             rows = _run(name, units, work, jobs=options.jobs, console=console)
             write_table(options.out / f"{name}.csv", columns, rows)
+            if columns is DOT_PRODUCT_COLUMNS:
+                write_table(options.out / f"{name}_proofs.csv", PROOF_COLUMNS, rows)
     except LutwiseError as error:
         console.print(f"error: {error}", markup=False)
         return 1

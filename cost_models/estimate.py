@@ -32,9 +32,8 @@ __all__ = [
 ]
 
 ACCUMULATOR_RULE: Final = (
-    "exact sums: the narrowest accumulator that holds dot_length times the extreme products of "
-    "the two formats, by the same rule for integers and minifloats, unless the layer states a "
-    "tighter one; one LUT per accumulator bit"
+    "exact sums, one rule for integers and minifloats; each layer's width is the one that its "
+    "actual weights need (per-channel L1 bound), at one LUT per bit"
 )
 
 _UNROLLED_LANES: Final = 32

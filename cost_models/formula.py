@@ -14,6 +14,7 @@ magnitudes is cheaper than array, shifter and exponent adder together, it stands
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Final
 
 import numpy as np
@@ -46,7 +47,7 @@ class Coefficients:
     sign: float
 
 
-COEFFICIENTS: Final = Coefficients(mul=0.93, shift=0.99, exp=0.41, sign=1.22)
+COEFFICIENTS: Final = Coefficients(mul=0.953, shift=0.992, exp=0.414, sign=0.808)
 """Fitted on the library (``lutwise.cost_models.library.fit_coefficients``)."""
 
 
@@ -90,6 +91,7 @@ class Observation:
     luts: float
 
 
+@cache
 def structure_of(weights: Format, activations: Format, lanes: int) -> Structure:
     """Count the parts of a unit whose accumulator holds 1024 products.
 

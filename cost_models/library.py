@@ -45,7 +45,7 @@ FORMULA_ERROR: Final = 0.08
 ANCHORED_ERROR: Final = 0.04
 """The same where the formula is scaled to a characterised unit with other lanes."""
 
-INTERPOLATED_ERROR: Final = 0.05
+INTERPOLATED_ERROR: Final = 0.02
 """Relative error of a requantizer between two characterised accumulator widths."""
 
 _LENGTH: Final = 1024
@@ -100,7 +100,6 @@ class DotProductRow:
         depth: LUTs on the longest path.
         style: The product style that won.
         tool: The synthesizer.
-        accumulator_bits: Width of the accumulator (length 1024).
     """
 
     unit: UnitKey
@@ -110,7 +109,6 @@ class DotProductRow:
     depth: int
     style: str
     tool: str
-    accumulator_bits: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,7 +153,6 @@ def _dot_products(name: str) -> dict[UnitKey, DotProductRow]:
             depth=int(row["depth"]),
             style=row["style"],
             tool=row["tool"],
-            accumulator_bits=int(row["accumulator_bits"]),
         )
     return table
 
@@ -221,6 +218,7 @@ def lut_per_mac(
     return LutPrice(value=luts / lanes, source=source, relative_error=error)
 
 
+@cache
 def _nearest_lanes(weights: Format, activations: Format, lanes: int) -> DotProductRow | None:
     rows = [
         row
@@ -249,11 +247,7 @@ def requantizer_luts(accumulator_bits: int, output_format: Format) -> LutPrice:
     """
     if accumulator_bits < 1:
         raise ConfigError(f"an accumulator has at least one bit, got {accumulator_bits}")
-    points = sorted(
-        (unit.accumulator_bits, row.luts)
-        for unit, row in requantizer_table().items()
-        if unit.output == output_format.name
-    )
+    points = _requantizer_points(output_format.name)
     if len(points) < 2:
         raise ConfigError(f"no requantizer to {output_format} in the library")
     for bits, luts in points:
@@ -265,7 +259,16 @@ def requantizer_luts(accumulator_bits: int, output_format: Format) -> LutPrice:
     )
 
 
-def _interpolate(points: list[tuple[int, int]], at: int) -> float:
+@cache
+def _requantizer_points(output: str) -> tuple[tuple[int, int], ...]:
+    """Return accumulator bits and LUTs of the characterised requantizers, ascending."""
+    rows = requantizer_table().items()
+    return tuple(
+        sorted((unit.accumulator_bits, row.luts) for unit, row in rows if unit.output == output)
+    )
+
+
+def _interpolate(points: tuple[tuple[int, int], ...], at: int) -> float:
     right = min(max(bisect_left([bits for bits, _ in points], at), 1), len(points) - 1)
     (x0, y0), (x1, y1) = points[right - 1], points[right]
     return y0 + (y1 - y0) * (at - x0) / (x1 - x0)

@@ -183,9 +183,7 @@ def _limit_bias_codes(model: QuantizedModel, weights: dict[str, QuantizedWeight]
         if bias is None:
             continue
         source = model.input_quantizer(node)
-        largest_sum = (
-            weight.values[0].numel() * weight.format.max_value * source.format.max_value
-        )
+        largest_sum = weight.values[0].numel() * weight.format.max_value * source.format.max_value
         magnitude = bias.abs() if len(weight.scales) > 1 else bias.abs().amax(0, keepdim=True)
         least = (magnitude.double() / (source.scale * largest_sum)).float()
         raised = torch.maximum(weight.scales, least)

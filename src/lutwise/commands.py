@@ -325,7 +325,7 @@ def for_people(result: Any, indent: int = 0) -> Iterator[str]:
 
 
 def _table(rows: list[dict[str, Any]], pad: str) -> Iterator[str]:
-    heads = [k for k, v in rows[0].items() if not isinstance(v, dict | list)]
+    heads = [k for k, v in rows[0].items() if v is not None and not isinstance(v, dict | list)]
     cells = [heads, *[[str(row.get(head, "")) for head in heads] for row in rows]]
     widths = [max(len(row[i]) for row in cells) for i in range(len(heads))]
     for row in cells:

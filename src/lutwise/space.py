@@ -11,10 +11,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lutwise.errors import ConfigError
-from lutwise.quant.formats import Format, IntFormat, all_formats, parse_element
+from lutwise.quant.formats import Format, all_formats, parse_element
 from lutwise.quant.recipe import Recipe, build_recipe
 
-__all__ = ["BUILT_IN", "SpacePoint", "is_integer", "load_space"]
+__all__ = ["BUILT_IN", "SpacePoint", "load_space"]
 
 _DEMO: Final = (
     *("int2", "int3", "int4", "int5", "int6", "int8"),
@@ -132,9 +132,3 @@ def _point(space: _Space, entry: dict[str, Any], changes: Mapping[str, Any] | No
             f"a point's name is a folder's name of letters, digits and _.+-, got {name!r}"
         )
     return SpacePoint(name=name, recipe=recipe)
-
-
-def is_integer(recipe: Recipe) -> bool:
-    """Return whether both formats of a recipe are integers."""
-    formats = (recipe.weights.format, recipe.activations.format)
-    return all(isinstance(parse_element(text), IntFormat) for text in formats)

@@ -11,13 +11,15 @@ from typing import Final
 
 import torch
 
+from lutwise.cost_models.estimate import NetworkCost
 from lutwise.errors import ConfigError
 from lutwise.export.files import write_atomic
 from lutwise.export.points import Family, Point, SweepResult
 from lutwise.export.report import write_run_report
 from lutwise.pipeline import Job, Result, run, tool_versions
+from lutwise.quant.formats import IntFormat
 from lutwise.reporting import draw_sweep, estimate_of, run_summary
-from lutwise.space import SpacePoint, is_integer
+from lutwise.space import SpacePoint
 from lutwise.workspace import Steps, to_json
 
 __all__ = ["sweep"]
@@ -150,6 +152,16 @@ def _assumptions(result: Result) -> dict[str, str]:
     return found
 
 
+def _family(cost: NetworkCost) -> Family:
+    """Return the family of a point's layers; the image's own format does not count."""
+    formats = [layer.shape.weights for layer in cost.layers]
+    formats += [layer.shape.activations for layer in cost.layers[1:]]
+    integers = [isinstance(fmt, IntFormat) for fmt in formats]
+    if all(integers):
+        return Family.INTEGER
+    return Family.MIXED if any(integers) else Family.MINIFLOAT
+
+
 def _point(point: SpacePoint, result: Result) -> Point:
     cost = result.cost
     if cost is None:
@@ -162,7 +174,7 @@ def _point(point: SpacePoint, result: Result) -> Point:
     folded, unrolled = cost.folded, cost.unrolled
     return Point(
         name=point.name,
-        family=Family.INTEGER if is_integer(point.recipe) else Family.MINIFLOAT,
+        family=_family(cost),
         weights=point.recipe.weights.format,
         activations=point.recipe.activations.format,
         accuracy=estimate_of(measured[measured["reported"]]),

@@ -5,7 +5,7 @@ import pytest
 
 from lutwise.errors import ConfigError
 from lutwise.quant.recipe import GraphMode
-from lutwise.space import BUILT_IN, is_integer, load_space
+from lutwise.space import BUILT_IN, load_space
 
 
 def space(tmp_path: Path, text: str) -> str:
@@ -18,7 +18,7 @@ def test_built_in_spaces_have_both_families() -> None:
     for name in BUILT_IN:
         points = load_space(name)
         assert len(points) >= 12
-        assert len({is_integer(p.recipe) for p in points}) == 2
+        assert {p.recipe.weights.format[0] for p in points} == {"i", "e"}
 
 
 def test_diagonal_has_every_split_of_three_to_eight_bits() -> None:

@@ -17,8 +17,8 @@ from lutwise.quant.quantize import Samples, collect_samples, prepare, quantize
 from lutwise.quant.quantized import QuantizedModel, predict
 from lutwise.quant.recipe import Recipe, build_recipe
 from lutwise.quant.state import from_state, to_state
-from tests.strategies import FLOAT32_FORMATS
 from tests.quant.nets import INPUT_SHAPE, NETS, make
+from tests.strategies import FLOAT32_FORMATS
 
 PAIRS = [
     ("int4", "uint4"),

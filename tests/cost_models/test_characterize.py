@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+import csv
+from pathlib import Path
+
+import pytest
+
+from lutwise.cost_models import characterize
+from lutwise.cost_models.requantizer_units import RequantizerKey
+from lutwise.cost_models.units import UnitKey, library_units
+from lutwise.errors import MismatchError
+from lutwise.hw.synthesis import Synthesizer
+from lutwise.hw.verify import Verification
+
+_COLUMNS = ["weights", "activations", "lanes", "luts", "carry8", "ffs", "depth"]
+_COLUMNS += ["style", "tool"]
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch, synthesizer: Synthesizer) -> None:
+    """Leave two units and one requantizer, built by the test's own worker."""
+    units = [UnitKey(weights=name, activations=name, lanes=1) for name in ("int2", "e1m1")]
+    keys = [RequantizerKey(accumulator_bits=12, output="int4")]
+    monkeypatch.setattr(characterize, "library_units", lambda: units)
+    monkeypatch.setattr(characterize, "held_out_units", lambda: units[:1])
+    monkeypatch.setattr(characterize, "requantizer_units", lambda: keys)
+    monkeypatch.setattr(characterize, "_synthesizer", lambda: synthesizer)
+
+
+@pytest.mark.rtl
+@pytest.mark.usefixtures("few")
+def test_run_writes_verified_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, synthesizer: Synthesizer
+) -> None:
+    assert characterize.main(["--out", str(tmp_path)]) == 0
+    with (tmp_path / "dot_products.csv").open() as stream:
+        reader = csv.DictReader(stream)
+        rows = list(reader)
+    assert list(reader.fieldnames or []) == _COLUMNS
+    assert [row["weights"] for row in rows] == ["int2", "e1m1"]
+    with (tmp_path / "dot_products_proofs.csv").open() as stream:
+        assert [row["exhaustive"] for row in csv.DictReader(stream)] == ["1", "1"]
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert set(before) == {
+        "dot_products.csv",
+        "dot_products_proofs.csv",
+        "held_out.csv",
+        "held_out_proofs.csv",
+        "requantizers.csv",
+    }
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a finished unit is kept")
+
+    monkeypatch.setattr(synthesizer, "map", refuse)
+    assert characterize.main(["--out", str(tmp_path)]) == 0
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.rtl
+@pytest.mark.usefixtures("few")
+def test_unit_that_fails_its_check_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = Verification(vectors=1, exhaustive=False, mismatches=1, first_mismatch="vector 0")
+    monkeypatch.setattr(characterize, "verify_dot_product", lambda *_, **__: bad)
+    unit = UnitKey(weights="uint2", activations="uint2", lanes=1)
+    with pytest.raises(MismatchError, match=r"uint2xuint2 .* 1 mismatches, vector 0"):
+        characterize.characterize_dot_product(unit)
+    monkeypatch.setattr(characterize, "library_units", lambda: [unit])
+    assert characterize.main(["--out", str(tmp_path), "--only", "dot_products"]) == 1
+    assert "mismatches" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_bad_arguments_exit_with_two(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        characterize.main(["--jobs", "0"])
+    assert caught.value.code == 2
+    assert "positive number" in capsys.readouterr().err
+
+
+def test_units_are_listed_once() -> None:
+    units = list(library_units())
+    assert len(units) == len(set(units))
+    assert UnitKey(weights="e2m1", activations="ue2m2", lanes=32) in units
+    assert UnitKey(weights="int4", activations="uint8", lanes=8) in units
