@@ -211,7 +211,9 @@ def lut_per_mac(
         anchor = _nearest_lanes(weights, activations, lanes) if key else None
         if anchor is not None:
             there = structure_of(weights, activations, anchor.unit.lanes).luts()
-            luts, error = estimate * anchor.luts / there, ANCHORED_ERROR
+            luts = estimate * anchor.luts / there
+            # One lane says little of a tree: from there the formula's own error stays.
+            error = ANCHORED_ERROR if anchor.unit.lanes > 1 else FORMULA_ERROR
     if accumulator_bits is not None:
         usual = width_of_range(*accumulator_range(weights, activations, _LENGTH))
         luts = max(1.0, luts + accumulator_bits - usual)

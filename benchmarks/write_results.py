@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Write ``docs/results.md`` from the JSON files in ``docs/results``, and collect these.
+
+python benchmarks/write_results.py --sweep runs/diagonal --run runs/lite0 --run runs/squeezenet
+python benchmarks/write_results.py
+"""
+
+import argparse
+import json
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+DOCS = Path(__file__).parents[1] / "docs"
+DATA = DOCS / "results"
+HEAD = """# Results
+
+Written by `benchmarks/write_results.py` from the files in `results/`. Accuracies are top-1 of the exact executor with the 95 %
+Wilson interval; differences are paired on the same images. Recipe: the defaults (cross-layer equalization, least-squared-error
+ranges, round to nearest, empirical bias correction), graph mode `dataflow`, image `int8`.
+"""
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Return a Markdown table."""
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    lines += ["| " + " | ".join(map(str, row)) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def interval(entry: dict[str, Any]) -> str:
+    """Return an accuracy in percent with its interval."""
+    value, low, high = (100 * entry[key] for key in ("value", "low", "high"))
+    return f"{value:.2f} ({low:.2f} to {high:.2f})"
+
+
+def sweep_section(data: dict[str, Any]) -> str:
+    """Return the section of the diagonal grid."""
+    rows = [
+        (
+            f"`{p['weights']}`",
+            f"`{p['activations']}`",
+            interval(p["accuracy"]),
+            f"{p['luts_per_mac']:.1f}",
+            f"{p['luts_folded']:.0f}",
+            f"{p['requantizer_luts']:.0f}",
+        )
+        for p in sorted(data["points"], key=lambda p: (p["weight_bits"], p["luts_folded"]))
+    ]
+    heads = (
+        "weights",
+        "activations",
+        "accuracy (%)",
+        "LUTs per MAC",
+        "LUTs, folded",
+        "of these requantizers",
+    )
+    return (
+        f"\n## {data['model']}, every format of 3 to 8 bits\n\n"
+        f"![accuracy against bits and LUTs](images/diagonal.png)\n\n"
+        f"{data['images']} images of {data['data']}; float {interval(data['float_accuracy'])} %; "
+        f"calibrated on {data['calibration']}; folding {data['folding']}.\n\n" + table(heads, rows)
+    )
+
+
+def imagenet_section(runs: Sequence[dict[str, Any]]) -> str:
+    """Return the section of the ImageNet models."""
+    rows = []
+    for run in runs:
+        found, against = run["evaluation"], run["evaluation"]["against_float"]
+        difference, low, high = (
+            100 * against[key] for key in ("difference", "difference_low", "difference_high")
+        )
+        rows.append(
+            (
+                run["model"].removesuffix(".safetensors"),
+                f"`{run['weights']}` / `{run['activations']}`",
+                found["images"],
+                interval(found["float"]),
+                interval(found["exact"]),
+                f"{difference:+.2f} ({low:+.2f} to {high:+.2f})",
+                f"{run['luts_folded']:.0f}",
+            )
+        )
+    heads = (
+        "model",
+        "formats",
+        "images",
+        "float (%)",
+        "quantized (%)",
+        "difference (points)",
+        "LUTs, folded",
+    )
+    return (
+        "\n## ImageNet models\n\nA sample of ImageNet's training images, one per class, 250 to calibrate and "
+        "750 to measure: absolute accuracies are optimistic, differences are what counts.\n\n"
+        + table(heads, rows)
+    )
+
+
+def kernel_section(data: dict[str, Any]) -> str:
+    """Return the section of the activation quantizers."""
+    heads = ("format", "elements", "lutwise (ms)", "Brevitas (ms)", "ratio", "different results")
+    rows = [
+        (
+            f"`{r['format']}`", r["elements"], r["lutwise_ms"], r["brevitas_ms"],
+            f"{r['speedup']:.1f}", r["different"],
+        )
+        for r in data["rows"]
+    ]  # fmt: skip
+    return (
+        "\n## Quantizing activations\n\n`benchmarks/kernels.py`: one tensor, both in one run, "
+        f"{data['threads']} thread(s), torch {data['torch']}.\n\n" + table(heads, rows)
+    )
+
+
+def collect(sweep: Path | None, runs: Sequence[Path], kernels: Path | None) -> None:
+    """Copy what the page is made of into ``docs``."""
+    DATA.mkdir(exist_ok=True)
+    if sweep is not None:
+        shutil.copy(sweep / "sweep.json", DATA / "diagonal.json")
+        shutil.copy(sweep / "pareto.png", DOCS / "images" / "diagonal.png")
+    if kernels is not None:
+        shutil.copy(kernels, DATA / "kernels.json")
+    if runs:
+        found = []
+        for run in runs:
+            metrics = json.loads((run / "metrics.json").read_text())
+            cost = json.loads((run / "cost.json").read_text())
+            layer = cost["layers"][1]
+            metrics |= {
+                "weights": layer["weights"].removesuffix("n"),
+                "activations": layer["activations"],
+                "luts_folded": cost["total"]["folded"]["luts"],
+            }
+            found.append(metrics)
+        (DATA / "imagenet.json").write_text(json.dumps(found, indent=2) + "\n")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sweep", type=Path, help="directory of the diagonal sweep")
+    parser.add_argument("--run", type=Path, action="append", default=[], help="an ImageNet run")
+    parser.add_argument("--kernels", type=Path, help="JSON of benchmarks/kernels.py")
+    args = parser.parse_args(argv)
+    collect(args.sweep, args.run, args.kernels)
+    page = HEAD
+    page += sweep_section(json.loads((DATA / "diagonal.json").read_text()))
+    for name, section in (("imagenet", imagenet_section), ("kernels", kernel_section)):
+        path = DATA / f"{name}.json"
+        if path.exists():
+            page += section(json.loads(path.read_text()))
+    (DOCS / "results.md").write_text(page)
+
+
+if __name__ == "__main__":
+    main()
