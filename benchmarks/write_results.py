@@ -16,9 +16,10 @@ DOCS = Path(__file__).parents[1] / "docs"
 DATA = DOCS / "results"
 HEAD = """# Results
 
-Written by `benchmarks/write_results.py` from the files in `results/`. Accuracies are top-1 of the exact executor with the 95 %
-Wilson interval; differences are paired on the same images. Recipe: the defaults (cross-layer equalization, least-squared-error
-ranges, round to nearest, empirical bias correction), graph mode `dataflow`, image `int8`.
+Written by `benchmarks/write_results.py` from the files in `results/`. Accuracies are top-1 of the
+exact executor with the 95 % Wilson interval; differences are paired on the same images. Recipe: the
+defaults (cross-layer equalization, least-squared-error ranges, round to nearest, empirical bias
+correction), graph mode `dataflow`, image `int8`.
 """
 
 
@@ -93,9 +94,9 @@ def imagenet_section(runs: Sequence[dict[str, Any]]) -> str:
         "LUTs, folded",
     )
     return (
-        "\n## ImageNet models\n\nA sample of ImageNet's training images, one per class, 250 to calibrate and "
-        "750 to measure: absolute accuracies are optimistic, differences are what counts.\n\n"
-        + table(heads, rows)
+        "\n## ImageNet models\n\nA sample of ImageNet's training images, one per class, 250 to "
+        "calibrate and 750 to measure: absolute accuracies are optimistic, differences are what "
+        "counts.\n\n" + table(heads, rows)
     )
 
 
