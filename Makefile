@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test lint types check atlas grid slow clean
+.PHONY: demo test lint types check atlas grid clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -19,12 +19,12 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m nox -s tests
 
-lint types slow: $(READY)
+lint types: $(READY)
 	$(BIN)/python -m nox -s $@
 
 check: lint types test
 
-# Every integer and minifloat of 3 to 8 bits on the residual net (about 15 minutes).
+# Every integer and minifloat of 3 to 8 bits on the residual net (about 5 minutes).
 grid: $(READY)
 	$(BIN)/quantize sweep zoo/resnet8 --space diagonal --out runs/diagonal
 

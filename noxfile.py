@@ -1,44 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tasks. All run in the environment that nox itself runs in; `make` has a name for each."""
 
+import sys
+
 import nox
 
 nox.options.default_venv_backend = "none"
 nox.options.sessions = ["lint", "types", "tests"]
 
 
+def module(session: nox.Session, *arguments: str) -> None:
+    """Run a module with this interpreter, so that no PATH has to be set."""
+    session.run(sys.executable, "-m", *arguments, external=True)
+
+
 @nox.session
 def lint(session: nox.Session) -> None:
-    session.run("ruff", "check", ".")
-    session.run("ruff", "format", "--check", ".")
-    session.run("codespell")
+    module(session, "ruff", "check", ".")
+    module(session, "ruff", "format", "--check", ".")
+    module(session, "codespell_lib")
 
 
 @nox.session
 def types(session: nox.Session) -> None:
-    session.run("mypy")
+    module(session, "mypy")
 
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    session.run("pytest", "-m", "not slow", *session.posargs)
-
-
-@nox.session
-def slow(session: nox.Session) -> None:
-    session.run("pytest", "-m", "slow", *session.posargs)
+    module(session, "pytest", "-q", *session.posargs)
 
 
 @nox.session
 def rtl(session: nox.Session) -> None:
-    session.run("pytest", "-m", "rtl", *session.posargs)
+    module(session, "pytest", "-m", "rtl", *session.posargs)
 
 
 @nox.session
 def exhaustive(session: nox.Session) -> None:
-    session.run("pytest", "-m", "exhaustive", *session.posargs)
-
-
-@nox.session
-def build(session: nox.Session) -> None:
-    session.run("python", "-m", "build", "--outdir", "dist")
+    module(session, "pytest", "-m", "exhaustive", *session.posargs)
