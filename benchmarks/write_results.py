@@ -61,11 +61,11 @@ def sweep_section(data: dict[str, Any]) -> str:
         f"\n## {data['model']}, every format of 3 to 8 bits\n\n"
         f"![accuracy against bits and LUTs](images/diagonal.png)\n\n"
         f"{data['images']} images of {data['data']}; float {interval(data['float_accuracy'])} %; "
-        f"calibrated on {data['calibration']}; folding {data['folding']}.\n\n" + table(heads, rows)
+        f"calibrated on {data['calibration']}; folding {data['folding']}.\n\n"
         "`e1mY` has the grid of the integer of its width, but for the most negative code of signed "
         "activations (residual branches), which it lacks: that code alone makes the difference "
         "between `int3` and `e1m1`, so differences of this size at 3 bits say little about a "
-        "format.\n\n"
+        "format.\n\n" + table(heads, rows)
     )
 
 
