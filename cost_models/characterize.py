@@ -10,9 +10,7 @@ import argparse
 import csv
 import io
 import multiprocessing
-import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import cache
@@ -25,6 +23,7 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedC
 from lutwise.cost_models.requantizer_units import RequantizerKey, requantizer_units
 from lutwise.cost_models.units import UnitKey, diagonal_units, held_out_units, library_units
 from lutwise.errors import LutwiseError, MismatchError
+from lutwise.files import write_atomic
 from lutwise.hw.dot_product import DotProduct, applicable_styles
 from lutwise.hw.requantizer import Requantizer, typical_shift, verify_requantizer
 from lutwise.hw.store import content_key
@@ -215,18 +214,7 @@ def write_table(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None
     writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".partial-")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text.getvalue())
-            stream.flush()
-            os.fsync(stream.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_atomic(path, text.getvalue().encode())
 
 
 def _tables(

@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from lutwise.errors import ConfigError
-from lutwise.export.files import write_atomic
 from lutwise.export.plot_style import (
     GRID,
     INK,
@@ -27,6 +26,7 @@ from lutwise.export.plot_style import (
 )
 from lutwise.export.points import Family, LayerRow
 from lutwise.export.text import shorten
+from lutwise.files import write_atomic
 
 __all__ = ["layers_svg", "plot_layers"]
 

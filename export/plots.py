@@ -9,7 +9,6 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from lutwise.errors import ConfigError
-from lutwise.export.files import write_atomic
 from lutwise.export.layer_plot import layers_svg, plot_layers
 from lutwise.export.plot_panel import MARK, CostAxis, Panel
 from lutwise.export.plot_style import (
@@ -28,6 +27,7 @@ from lutwise.export.plot_style import (
 from lutwise.export.plot_window import Window, accuracy_window
 from lutwise.export.points import Family, SweepResult
 from lutwise.export.text import percent, shorten
+from lutwise.files import write_atomic
 
 __all__ = ["layers_svg", "plot_layers", "plot_sweep", "sweep_svg"]
 

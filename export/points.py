@@ -13,8 +13,8 @@ from typing import Any, Final
 from pydantic import JsonValue
 
 from lutwise.errors import ConfigError
-from lutwise.export.files import write_atomic
 from lutwise.export.records import Record, check_range
+from lutwise.files import write_atomic
 
 __all__ = [
     "PARETO_COSTS",

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
-from lutwise.export.files import write_atomic
 from lutwise.export.points import RunSummary, SweepResult
 from lutwise.export.run_page import run_page
 from lutwise.export.sweep_page import sweep_page
+from lutwise.files import write_atomic
 
 __all__ = ["write_run_report", "write_sweep_report"]
 

@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Results kept by content: a folder of compressed JSON files that may vanish at any time."""
 
+import contextlib
 import gzip
 import hashlib
 import json
 import os
-import tempfile
 import zlib
 from pathlib import Path
 from typing import Any
+
+from lutwise.errors import OutputError
+from lutwise.files import write_atomic
 
 __all__ = ["Store", "content_key", "default_folder"]
 
@@ -61,20 +64,6 @@ class Store:
 
     def put(self, key: str, document: dict[str, Any]) -> None:
         """Keep a document: written beside its place, then moved there in one step."""
-        path = self.path(key)
-        temporary: str | None = None
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".partial-")
-            with os.fdopen(handle, "wb") as raw:
-                text = json.dumps({"key": key, "document": document}, separators=(",", ":"))
-                raw.write(gzip.compress(text.encode(), 3))
-                raw.flush()
-                os.fsync(raw.fileno())
-            Path(temporary).replace(path)
-            temporary = None
-        except OSError:
-            return
-        finally:
-            if temporary is not None:
-                Path(temporary).unlink(missing_ok=True)
+        text = json.dumps({"key": key, "document": document}, separators=(",", ":"))
+        with contextlib.suppress(OutputError):  # without a place to keep it, it is made again
+            write_atomic(self.path(key), gzip.compress(text.encode(), 3))

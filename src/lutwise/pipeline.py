@@ -20,9 +20,9 @@ from safetensors.torch import save
 from lutwise.cost_models.estimate import Folding, NetworkCost, estimate
 from lutwise.cost_models.from_network import layer_shapes
 from lutwise.errors import ConfigError, MismatchError, UnsupportedLayerError
-from lutwise.export.files import write_atomic
 from lutwise.export.qonnx import to_qonnx
 from lutwise.export.run import Executor, compare
+from lutwise.files import write_atomic
 from lutwise.quant import evaluate
 from lutwise.quant.algorithms import Stage, selected
 from lutwise.quant.data import Dataset, Split, check_disjoint, load_data

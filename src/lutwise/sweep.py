@@ -13,9 +13,9 @@ import torch
 
 from lutwise.cost_models.estimate import NetworkCost
 from lutwise.errors import ConfigError
-from lutwise.export.files import write_atomic
 from lutwise.export.points import Family, Point, SweepResult
 from lutwise.export.report import write_run_report
+from lutwise.files import write_atomic
 from lutwise.pipeline import Job, Result, run, tool_versions
 from lutwise.quant.formats import IntFormat
 from lutwise.reporting import draw_sweep, estimate_of, run_summary

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lutwise.errors import OutputError
-from lutwise.export.files import write_atomic
+from lutwise.files import write_atomic
 
 __all__ = ["Steps", "code_digest", "digest", "ensure_writable", "sha256_of", "to_json"]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from lutwise.errors import OutputError
-from lutwise.export.files import write_atomic
+from lutwise.files import write_atomic
 
 
 def test_content_is_written_and_replaced(tmp_path: Path) -> None:
