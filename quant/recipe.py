@@ -12,7 +12,13 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from lutwise.errors import ConfigError, FormatError
 from lutwise.quant import algorithms
-from lutwise.quant.formats import Format, parse_element, parse_weight
+from lutwise.quant.formats import (
+    FloatFormat,
+    Format,
+    SpecialCodes,
+    parse_element,
+    parse_weight,
+)
 from lutwise.quant.ranges import RangeMethod, RangeSearch, ScaleKind
 
 __all__ = ["Granularity", "GraphMode", "Override", "Recipe", "build_recipe", "load_recipe"]
@@ -166,6 +172,8 @@ class Recipe(_Model):
             if override.activations and any(fnmatchcase(n, override.layers) for n in layers):
                 text = override.activations
         fmt = parse_element(text)
+        if isinstance(fmt, FloatFormat) and fmt.special is not SpecialCodes.NONE:
+            return fmt  # the OCP formats have no unsigned form
         if nonnegative and self.activations.unsigned:
             return fmt.as_unsigned()
         return fmt.as_signed()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from lutwise.errors import ConfigError
 from lutwise.quant.algorithms.registry import Stage, register
 from lutwise.quant.quantized import QuantizedModel
 from lutwise.quant.walk import walk
@@ -20,10 +21,20 @@ class BiasCorrectionConfig:
     Args:
         images: Calibration images to look at, at most; memory grows with them.
         batch: Images at a time.
+
+    Raises:
+        ConfigError: Not positive.
     """
 
     images: int = 128
     batch: int = 32
+
+    def __post_init__(self) -> None:
+        if self.images < 1 or self.batch < 1:
+            raise ConfigError(
+                "bias_correction needs at least one image and a batch of at least one, got "
+                f"images={self.images}, batch={self.batch}"
+            )
 
 
 @register("bias_correction", Stage.CORRECT, BiasCorrectionConfig)

@@ -3,6 +3,7 @@
 
 from dataclasses import dataclass
 
+from lutwise.errors import ConfigError
 from lutwise.quant import brevitas_facade
 from lutwise.quant.algorithms.registry import Stage, register
 
@@ -17,11 +18,21 @@ class EqualizeConfig:
         iterations: At most.
         threshold: Stop when the mean change of the scales is smaller.
         absorb_bias: Count the bias into the range of a channel.
+
+    Raises:
+        ConfigError: Out of range.
     """
 
     iterations: int = 20
     threshold: float = 0.05
     absorb_bias: bool = True
+
+    def __post_init__(self) -> None:
+        if self.iterations < 1 or not self.threshold >= 0:
+            raise ConfigError(
+                "equalize needs at least one iteration and a threshold of at least 0, got "
+                f"iterations={self.iterations}, threshold={self.threshold}"
+            )
 
 
 @register("equalize", Stage.PREPARE, EqualizeConfig)

@@ -70,7 +70,7 @@ def resolve(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, An
     """Return the settings complete, in the order of work.
 
     Raises:
-        ConfigError: An unknown algorithm or setting, or a setting of the wrong type.
+        ConfigError: An unknown algorithm or setting, or a setting of the wrong type or range.
     """
     for name, given in settings.items():
         if name not in _REGISTRY:
@@ -86,6 +86,7 @@ def resolve(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, An
                 raise ConfigError(
                     f"{name}.{key} is {wanted.__name__}, got {value!r} ({type(value).__name__})"
                 )
+        _REGISTRY[name].config(**(given or {}))  # checks the values
     return {
         a.name: {**asdict(a.config()), **(settings[a.name] or {})}
         for a in list_algorithms()

@@ -46,6 +46,8 @@ def test_later_settings_win(tmp_path: Path) -> None:
         ("algorithms: {equalize: {iters: 3}}", "has no setting 'iters'"),
         ("algorithms: {equalize: {iterations: many}}", "equalize.iterations is int, got 'many'"),
         ("calibration: {images: 0}", "calibration.images"),
+        ("algorithms: {bias_correction: {images: 0}}", "at least one image"),
+        ("algorithms: {equalize: {iterations: 0}}", "at least one iteration"),
         ("[1, 2]", "a recipe is a mapping, got list"),
         ("a: [", "is no YAML"),
         ("weights: {percentile: 101}", "weights.percentile"),
@@ -58,6 +60,12 @@ def test_invalid_recipes_are_refused(tmp_path: Path, text: str, message: str) ->
         load_recipe(path)
     assert message in str(caught.value)
     assert str(path) in str(caught.value)
+
+
+def test_ocp_formats_keep_their_sign() -> None:
+    recipe = load_recipe(None, {"activations.format": "fp8_e4m3"})
+    assert recipe.activation_format(("layer",), nonnegative=True).name == "fp8_e4m3"
+    assert recipe.activation_format(("layer",), nonnegative=False).name == "fp8_e4m3"
 
 
 def test_missing_recipe_is_refused(tmp_path: Path) -> None:
