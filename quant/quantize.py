@@ -4,12 +4,13 @@
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Final
 
 import torch
 from torch import fx, nn
 
-from lutwise.errors import CalibrationError, ModelError
+from lutwise.errors import CalibrationError, ConfigError, ModelError
 from lutwise.quant import algorithms, brevitas_facade, kernels
 from lutwise.quant.algorithms import Stage
 from lutwise.quant.formats import Format, parse_element
@@ -211,6 +212,13 @@ def _round_biases(model: QuantizedModel) -> None:
 @torch.no_grad()
 def _quantize_weights(model: PreparedModel, recipe: Recipe) -> dict[str, QuantizedWeight]:
     nodes = layer_nodes(model)
+    names = [str(node.target) for node in nodes]
+    for override in recipe.overrides:
+        if override.weights and not any(fnmatchcase(n, override.layers) for n in names):
+            raise ConfigError(
+                f"the override for {override.layers!r} matches no layer of {model.name}, whose "
+                f"layers are {', '.join(names)}"
+            )
     found = {}
     for i, node in enumerate(nodes):
         fmt = recipe.weight_format(str(node.target), first=i == 0, last=i == len(nodes) - 1)

@@ -130,7 +130,7 @@ class Recipe(_Model):
     )
     overrides: tuple[Override, ...] = ()
     calibration: Calibration = Calibration()
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=1 << 32)
 
     @model_validator(mode="before")
     @classmethod
@@ -196,7 +196,8 @@ def load_recipe(path: Path | None, changes: Mapping[str, Any] | None = None) -> 
     data: Any = {}
     if path is not None:
         try:
-            data = yaml.safe_load(path.read_text()) or {}
+            data = yaml.safe_load(path.read_text())
+            data = {} if data is None else data
         except OSError as error:
             raise ConfigError(f"cannot read the recipe {path}: {error.strerror}") from error
         except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -220,7 +221,7 @@ def build_recipe(*parts: Mapping[str, Any], changes: Mapping[str, Any], where: s
     data: dict[str, Any] = {}
     for part in parts:
         for key, value in part.items():
-            _set(data, key, value)
+            _set(data, str(key), value)
     for key, value in changes.items():
         _set(data, key, value)
     try:

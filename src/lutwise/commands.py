@@ -224,6 +224,11 @@ def sweep(options: Options, changes: Mapping[str, Any]) -> dict[str, Any]:
         (p.recipe.calibration, p.recipe.seed) != (first.calibration, first.seed) for p in points
     ):
         raise ConfigError("the points of a sweep share calibration settings and seed")
+    if len({point.recipe.mode for point in points}) > 1:
+        raise ConfigError(
+            "the points of a sweep share one graph mode: layerwise points leave the float "
+            "operations between layers out of their LUTs, so the prices do not compare"
+        )
     out: Path = options["out"]
     load = functools.partial(_load, dict(options), first.calibration.images, first.seed)
     if options["dry_run"]:

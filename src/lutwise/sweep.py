@@ -111,8 +111,9 @@ def _run_parallel(
         return [future.result() for future in futures]
 
 
-def _tell_done(progress: PointProgress, name: str, _future: Future[Result]) -> None:
-    progress(name, "done")
+def _tell_done(progress: PointProgress, name: str, future: Future[Result]) -> None:
+    if not future.cancelled() and future.exception() is None:
+        progress(name, "done")
 
 
 def _start_worker(worker: _Worker) -> None:

@@ -7,7 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from lutwise.errors import CalibrationError, ModelError, UnsupportedLayerError
+from lutwise.errors import (
+    CalibrationError,
+    ConfigError,
+    ModelError,
+    UnsupportedLayerError,
+)
 from lutwise.quant import reference
 from lutwise.quant.executor import Statistics, execute, trace
 from lutwise.quant.formats import IntFormat
@@ -257,6 +262,14 @@ def test_overrides_and_ends() -> None:
         "e4m3",
     ]
     assert str(network.tensors["conv1"].format) == "e3m1"
+
+
+def test_an_override_must_match_a_layer() -> None:
+    settings = build_recipe(
+        {"overrides": [{"layers": "nosuch*", "weights": "int2"}]}, changes={}, where="test"
+    )
+    with pytest.raises(ConfigError, match=r"'nosuch\*' matches no layer of residual"):
+        quantized("residual", settings)
 
 
 def test_a_dead_channel_does_not_widen_the_accumulator() -> None:
