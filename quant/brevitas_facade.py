@@ -6,6 +6,7 @@ original. So a model is traced with Brevitas's tracer, the passes run on that gr
 `finish` traces the result once more with torch's own, which everything else uses.
 """
 
+import copy
 import warnings
 from typing import Any, cast
 
@@ -49,8 +50,6 @@ def trace(model: nn.Module) -> BrevitasGraph:
     Raises:
         UnsupportedLayerError: The model's Python code depends on its data.
     """
-    import copy
-
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the tracer's use of older torch names

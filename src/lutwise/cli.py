@@ -214,12 +214,12 @@ def _errors() -> Iterator[None]:
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted; the same command continues where it stopped", err=True)
         sys.exit(130)
+    except BrokenPipeError:
+        # Whoever read our output has gone; what is left to say goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except OSError as error:
-        if isinstance(error, BrokenPipeError):
-            # Whoever read our output has gone; what is left to say goes nowhere.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        else:
-            click.echo(f"error: {error}", err=True)
+        click.echo(f"error: {error}", err=True)
         sys.exit(1)
 
 
