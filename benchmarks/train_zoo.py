@@ -5,7 +5,8 @@ The data is the Debian package ``dataset-fashion-mnist`` (MIT). Writes ``NAME.sa
 ``NAME.json`` per net, and ``fashion_mnist.npz`` with 256 images of the training set for
 calibration and 2000 of the test set (200 per class) for evaluation.
 
-    python benchmarks/train_zoo.py --net resnet8 --epochs 10
+    python benchmarks/train_zoo.py --net resnet8 --net mobilenet --epochs 10
+    python benchmarks/train_zoo.py --net vit --epochs 15
     python benchmarks/train_zoo.py --data-only
 """
 
@@ -26,10 +27,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lutwise.quant.zoo.architectures import MobileNet, ResNet8
+from lutwise.quant.zoo.transformer import Vit
 
 NETS: dict[str, tuple[type[nn.Module], float]] = {
     "resnet8": (ResNet8, 6e-3),
     "mobilenet": (MobileNet, 6e-3),
+    "vit": (Vit, 2e-3),
 }
 MEAN, STD = 0.2860, 0.3530
 SEED = 0

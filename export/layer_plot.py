@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LUTs and signal to noise of each layer of a run."""
+"""LUTs, share of the final error and signal to noise of each layer of a run."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from lutwise.errors import ConfigError
+from lutwise.export.layer_row import LayerRow
 from lutwise.export.plot_style import (
     GRID,
     INK,
@@ -24,7 +25,7 @@ from lutwise.export.plot_style import (
     strip_spines,
     svg_bytes,
 )
-from lutwise.export.points import Family, LayerRow
+from lutwise.export.points import Family
 from lutwise.export.text import shorten
 from lutwise.files import write_atomic
 
@@ -36,11 +37,17 @@ _ROW: Final = 0.21
 _EXACT_DB: Final = 199.5
 """From here on there is no noise at all; drawn at the end of the axis."""
 
+_NAMED_SHARE: Final = 0.1
+"""From this share of the error on, a bar has its number beside it."""
+
 _DOTS, _REQUANTIZERS = STYLES[Family.INTEGER].colour, STYLES[Family.MINIFLOAT].colour
+_SHARE: Final = STYLES[Family.MIXED].colour
 
 
 def plot_layers(rows: Sequence[LayerRow], path: Path) -> Path:
-    """Draw LUTs (dot products and requantizers) and signal to noise of each layer.
+    """Draw LUTs (dot products and requantizers), share of the error, and noise of each layer.
+
+    What no layer has a number for is left out.
 
     Args:
         rows: The layers, first at the top.
@@ -75,20 +82,22 @@ def _draw(rows: Sequence[LayerRow]) -> Figure:
     if not rows:
         raise ConfigError("there are no layers to draw; the run has none")
     names = [shorten(row.layer, 34) for row in rows]
-    priced = any(row.dot_product_luts is not None for row in rows)
-    panels = 2 if priced else 1
+    draw: list[Callable[[Axes, Sequence[LayerRow]], None]] = [_draw_noise]
+    if any(row.error_share is not None for row in rows):
+        draw.insert(0, _draw_shares)
+    if any(row.dot_product_luts is not None for row in rows):
+        draw.insert(0, _draw_luts)
     left = 0.3 + 0.068 * max(len(name) for name in names)
-    width, height = left + 3.9 * panels, 1.05 + _ROW * max(len(rows), 2)
+    panel_width = 3.9 if len(draw) < 3 else 3.2
+    width, height = left + panel_width * len(draw), 1.05 + _ROW * max(len(rows), 2)
     figure = new_figure(width, height)
-    axes = figure.subplots(1, panels, sharey=True, squeeze=False)[0]
+    axes = figure.subplots(1, len(draw), sharey=True, squeeze=False)[0]
     figure.subplots_adjust(
         left=left / width, right=1 - 0.25 / width, bottom=0.5 / height, top=1 - 0.5 / height,
         wspace=0.08,
     )  # fmt: skip
-    if priced:
-        _draw_luts(axes[0], rows)
-    _draw_noise(axes[-1], rows)
-    for panel in axes:
+    for panel, draw_panel in zip(axes, draw, strict=True):
+        draw_panel(panel, rows)
         panel.set_ylim(max(len(rows), 2) - 0.4, -0.6)
         panel.tick_params(axis="y", length=0)
         panel.grid(axis="x", color=GRID, lw=0.6)
@@ -116,6 +125,31 @@ def _draw_luts(axes: Axes, rows: Sequence[LayerRow]) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     axes.xaxis.set_major_formatter(FuncFormatter(short_count))
     axes.set_xlabel("LUTs, folded")
+
+
+def _draw_shares(axes: Axes, rows: Sequence[LayerRow]) -> None:
+    """Draw how much of the error goes without a layer, and how much it makes alone."""
+    shares = [100 * (row.error_share or 0.0) for row in rows]
+    alone = [100 * (row.alone_share or 0.0) for row in rows]
+    at = range(len(rows))
+    axes.barh(at, shares, height=0.62, color=_SHARE, alpha=0.7, label="gone without it", zorder=2)
+    # One layer of a huge number must not squeeze the others: the axis is cut there.
+    high = max(5.0, 1.3 * max(shares), min(100.0, max(alone)))
+    axes.plot(
+        [min(share, high) for share in alone], at, marker="|", ls="none", ms=7.5, mec=INK,
+        mew=1.4, label="made by it alone", zorder=3,
+    )  # fmt: skip
+    axes.axvline(0, color=MUTED, lw=0.7, zorder=2)
+    low = max(min(0.0, *shares), -high)
+    for i, share in enumerate(shares):
+        if share >= 100 * _NAMED_SHARE or share < low:
+            axes.annotate(
+                f"{share:.0f} %", (min(max(0.0, share, alone[i]), high), i), xytext=(5, 0),
+                textcoords="offset points", size=7, color=INK, ha="left", va="center",
+            )  # fmt: skip
+    axes.set_xlim(low - 0.03 * (high - low), high + 0.15 * (high - low))
+    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    axes.set_xlabel("share of the final error (%)")
 
 
 def _draw_noise(axes: Axes, rows: Sequence[LayerRow]) -> None:

@@ -35,6 +35,9 @@ margin:1.2rem 0}
 overflow-wrap:anywhere}
 .card span{color:var(--muted);font-size:.86rem;display:block}
 .lead{font-size:1.08rem}
+.warning{border:1px solid var(--line);border-left:4px solid var(--bad);border-radius:8px;
+padding:.6rem 1rem;margin:1rem 0;background:var(--mark)}
+.warning h3{font-size:1rem;margin:0 0 .4rem}
 .good{color:var(--good);font-weight:600}.bad{color:var(--bad);font-weight:600}
 figure{margin:1rem 0}figcaption{color:var(--muted);font-size:.88rem;max-width:52rem}
 .scroll{overflow-x:auto}.scroll:focus-visible{outline:2px solid var(--integer)}
@@ -64,7 +67,7 @@ a{color:var(--integer)}
 --band:#eceff2;--integer:#0072b2;--minifloat:#d55e00;--mixed:#007a5e;--line:#bbb;--soft:#fff;
 --mark:#f3f3f3;--good:#060;--bad:#a00}
 body{max-width:none;padding:0;font-size:9.5pt}h2{break-after:avoid}
-figure,.card,tr,thead{break-inside:avoid}.scroll{overflow:visible}.wide svg{min-width:0}
+figure,.card,.warning,tr,thead{break-inside:avoid}.scroll{overflow:visible}.wide svg{min-width:0}
 table{font-size:6.6pt}th,td{padding:.12rem .25rem}thead th{min-width:0}pre{white-space:pre-wrap}}
 @page{size:A4 landscape;margin:12mm}
 """

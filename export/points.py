@@ -13,6 +13,7 @@ from typing import Any, Final
 from pydantic import JsonValue
 
 from lutwise.errors import ConfigError
+from lutwise.export.layer_row import LayerAdvice, LayerRow, PointRow
 from lutwise.export.records import Record, check_range
 from lutwise.files import write_atomic
 
@@ -21,7 +22,6 @@ __all__ = [
     "Check",
     "Estimate",
     "Family",
-    "LayerRow",
     "Point",
     "RunSummary",
     "SweepResult",
@@ -193,58 +193,6 @@ class Check(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LayerRow(Record):
-    """A layer of a run; the fields are the columns of ``layers.csv``.
-
-    Everything but the name may be None: a layerwise run has no hardware form.
-
-    Args:
-        layer: Module name.
-        kind: Kind of layer.
-        weights: Format of the weights.
-        inputs: Format of the inputs.
-        outputs: Format of the outputs.
-        macs: Multiply-accumulates for one image.
-        weight_count: Weights.
-        dot_length: Products per output element.
-        accumulator_bits: Width of the accumulator.
-        luts_per_mac: LUTs per multiply-accumulate, folded.
-        price: Where the price comes from.
-        dot_product_luts: LUTs of the dot products, folded.
-        requantizer_luts: LUTs of the requantizers, folded.
-        cycles: Cycles for one image, folded.
-        weight_sqnr_db: Signal to noise of the weights.
-        output_sqnr_db: Signal to noise of the output, all layers before it quantized.
-        weights_at_ends: Share of weights at the ends of their format's range.
-    """
-
-    layer: str
-    kind: str | None = None
-    weights: str | None = None
-    inputs: str | None = None
-    outputs: str | None = None
-    macs: int | None = None
-    weight_count: int | None = None
-    dot_length: int | None = None
-    accumulator_bits: int | None = None
-    luts_per_mac: float | None = None
-    price: str | None = None
-    dot_product_luts: float | None = None
-    requantizer_luts: float | None = None
-    cycles: int | None = None
-    weight_sqnr_db: float | None = None
-    output_sqnr_db: float | None = None
-    weights_at_ends: float | None = None
-
-    def __post_init__(self) -> None:
-        owner = f"layer {self.layer!r}"
-        for name in ("luts_per_mac", "dot_product_luts", "requantizer_luts", "macs", "cycles"):
-            check_range(owner, name, getattr(self, name))
-        for name in ("weight_sqnr_db", "output_sqnr_db"):
-            check_range(owner, name, getattr(self, name), low=-1000.0, high=1000.0)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class RunSummary(Record):
     """A run, as its report shows it. Accuracies are None where nothing was evaluated.
 
@@ -268,6 +216,9 @@ class RunSummary(Record):
         checks: Executors of the exported file against the exact one.
         export_note: Why there is no file, or empty.
         layers: The layers, in order.
+        points: Quantizers that belong to no layer, in order.
+        advice: Layers that dominate the loss, worst first.
+        diagnosed_images: Images that the noise of layers was measured on.
         cost: What ``cost.json`` holds, without the layers; nested plain values.
         files: SHA-256 by file name.
         versions: Version by package.
@@ -293,6 +244,9 @@ class RunSummary(Record):
     checks: tuple[Check, ...] = ()
     export_note: str = ""
     layers: tuple[LayerRow, ...] = ()
+    points: tuple[PointRow, ...] = ()
+    advice: tuple[LayerAdvice, ...] = ()
+    diagnosed_images: int = 0
     cost: dict[str, JsonValue] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The page of a run."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
 from pydantic import JsonValue
 
 from lutwise.export.layer_plot import layers_svg
+from lutwise.export.layer_row import LayerAdvice, LayerRow, PointRow
 from lutwise.export.markup import Cell, Markup, facts, join, raw, table, tag
 from lutwise.export.page import figure, page, section
-from lutwise.export.points import Check, Estimate, LayerRow, RunSummary
+from lutwise.export.points import Check, Estimate, RunSummary
 from lutwise.export.text import count, decibel, interval, percent
 
 __all__ = ["run_page"]
@@ -156,6 +157,8 @@ _COLUMNS: Final[tuple[_Column, ...]] = (
     ("weights", lambda row: row.weights or ""),
     ("inputs", lambda row: row.inputs or ""),
     ("outputs", lambda row: row.outputs or ""),
+    ("share of the error", _number(lambda row: row.error_share, percent)),
+    ("error made alone", _number(lambda row: row.alone_share, percent)),
     ("weight count", _number(lambda row: row.weight_count, count)),
     ("dot length", _number(lambda row: row.dot_length, count)),
     ("MACs", _number(lambda row: row.macs, count)),
@@ -167,31 +170,99 @@ _COLUMNS: Final[tuple[_Column, ...]] = (
     ("cycles", _number(lambda row: row.cycles, count)),
     ("weights SQNR", _number(lambda row: row.weight_sqnr_db, decibel)),
     ("outputs SQNR", _number(lambda row: row.output_sqnr_db, decibel)),
+    ("logits SQNR without it", _number(lambda row: row.sqnr_without_db, decibel)),
+    ("logits SQNR, it alone", _number(lambda row: row.sqnr_alone_db, decibel)),
+    ("inputs clipped", _number(lambda row: row.inputs_clipped, lambda v: percent(v, 2))),
+    ("outputs clipped", _number(lambda row: row.outputs_clipped, lambda v: percent(v, 2))),
+    ("input codes dead", _number(lambda row: row.input_codes_dead, percent)),
+    ("output codes dead", _number(lambda row: row.output_codes_dead, percent)),
+    ("weight codes dead", _number(lambda row: row.weight_codes_dead, percent)),
+    ("weights made zero", _number(lambda row: row.weights_at_zero, percent)),
     ("weights at range ends", _number(lambda row: row.weights_at_ends, percent)),
 )
 
-_LAYER_NUMERIC: Final = frozenset(i for i in range(5, len(_COLUMNS)) if i != 10)
+_WORDS: Final = frozenset({"layer", "kind", "weights", "inputs", "outputs", "price from"})
+"""Columns that hold no numbers."""
 
 
 def _layers(run: RunSummary) -> Markup:
     if not run.layers:
         return tag("p", "No layer was recorded.")
-    rows = [[get(row) for _, get in _COLUMNS] for row in run.layers]
+    columns = [*_COLUMNS, *_gain_columns(run.layers)]
+    rows = [[get(row) for _, get in columns] for row in run.layers]
     # Columns that no layer fills (a layerwise run has no prices) are left out.
-    kept = [i for i in range(len(_COLUMNS)) if any(_shown(row[i]) for row in rows)]
+    kept = [i for i in range(len(columns)) if any(_shown(row[i]) for row in rows)]
+    named = {advice.layer for advice in run.advice}
     return join(
+        _advice(run.advice),
         figure(
             layers_svg(run.layers),
-            "LUTs and signal to noise of each layer; the table below has the numbers.",
-            "Output noise of a layer includes that of all layers before it.",
+            "LUTs, share of the final error, and signal to noise of each layer; the table below "
+            "has the numbers.",
+            "Share of the final error: how much of the logits' squared error goes when only this "
+            "layer is left in float; below zero where its error cancels that of others. A tick is "
+            "the error of a model with only this layer quantized. Output noise of a layer "
+            f"includes that of all layers before it. {run.diagnosed_images} calibration images.",
         ),
         table(
-            [_COLUMNS[i][0] for i in kept],
+            [columns[i][0] for i in kept],
             [[row[i] for i in kept] for row in rows],
-            numeric=frozenset(k for k, i in enumerate(kept) if i in _LAYER_NUMERIC),
+            numeric=frozenset(k for k, i in enumerate(kept) if columns[i][0] not in _WORDS),
             sortable=True,
+            marked=frozenset(i for i, row in enumerate(run.layers) if row.layer in named),
             caption="In the order of execution. A click on a heading sorts.",
         ),
+        _points(run.points),
+    )
+
+
+def _gain_columns(rows: Sequence[LayerRow]) -> list[_Column]:
+    algorithms = dict.fromkeys(name for row in rows for name in row.gains)
+    return [
+        (
+            f"outputs SQNR won by {name.replace('_', ' ')}",
+            _number(lambda row, name=name: row.gains.get(name), decibel),  # type: ignore[misc]
+        )
+        for name in algorithms
+    ]
+
+
+def _advice(advice: Sequence[LayerAdvice]) -> Markup:
+    """Return the box that names the layers which dominate the loss."""
+    if not advice:
+        return join()
+    found = [
+        tag("h3", "Layers that dominate the error"),
+        *(tag("p", one.text) for one in advice),
+    ]
+    items = [f"  {one.override}" for one in advice if one.override]
+    if items:
+        found.append(tag("p", "For the recipe:"))
+        found.append(tag("pre", tag("code", "\n".join(["overrides:", *items]))))
+    return tag("div", *found, class_="warning", role="note")
+
+
+def _points(points: Sequence[PointRow]) -> Markup:
+    if not points:
+        return join()
+    rows: list[list[str | Cell]] = [
+        [
+            point.node,
+            point.format,
+            Cell(percent(point.error_share), point.error_share),
+            Cell(decibel(point.sqnr_alone_db), point.sqnr_alone_db),
+            Cell(percent(point.clipped, 2), point.clipped),
+            Cell(percent(point.codes_dead), point.codes_dead),
+        ]
+        for point in points
+    ]
+    heads = ("node", "format", "share of the error", "logits SQNR, it alone", "clipped")
+    return table(
+        (*heads, "codes dead"),
+        rows,
+        numeric=frozenset(range(2, 6)),
+        sortable=True,
+        caption="Quantizers that belong to no layer: of the image, of sums, of averages.",
     )
 
 

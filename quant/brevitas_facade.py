@@ -7,19 +7,24 @@ original. So a model is traced with Brevitas's tracer, the passes run on that gr
 """
 
 import copy
+import inspect
+import linecache
+import traceback
 import warnings
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 from torch import fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from lutwise.errors import UnsupportedLayerError
+from lutwise.errors import ModelError, UnsupportedLayerError
 
 with warnings.catch_warnings():
     # Brevitas warns on import about its own modules and about an optional package it can do
     # without; neither is for the users of lutwise.
     warnings.simplefilter("ignore")
-    from brevitas.backport.fx import symbolic_trace
+    from brevitas.backport.fx import GraphModule, Tracer
     from brevitas.graph.base import ModuleToModuleByClass
     from brevitas.graph.equalize import EqualizeGraph
     from brevitas.graph.fixed_point import MergeBatchNorm
@@ -41,6 +46,16 @@ def _apply(transform: Any, graph: BrevitasGraph) -> BrevitasGraph:
     return cast(nn.Module, transform.apply(graph)).eval()
 
 
+class _ImageTracer(Tracer):  # type: ignore[misc]  # Brevitas has no types
+    """Traces ``forward()`` with one tensor; its other inputs keep their defaults."""
+
+    def create_args_for_root(
+        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: object = None
+    ) -> tuple[Callable[..., Any], list[Any]]:
+        name = next(iter(inspect.signature(self.root.forward).parameters))
+        return root_fn, [self.root, self.create_proxy("placeholder", name, (), {})]
+
+
 def trace(model: nn.Module) -> BrevitasGraph:
     """Trace, turn functions into modules and fold batch norms into the layers before them.
 
@@ -48,17 +63,24 @@ def trace(model: nn.Module) -> BrevitasGraph:
         model: In evaluation mode; not changed.
 
     Raises:
-        UnsupportedLayerError: The model's Python code depends on its data.
+        ModelError: Its ``forward()`` needs more than one input.
+        UnsupportedLayerError: Its Python code depends on its data, or a batch norm on its batch.
     """
+    _check_inputs(model)
+    tracer = _ImageTracer()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the tracer's use of older torch names
-            graph = cast(nn.Module, symbolic_trace(copy.deepcopy(model).eval()))
+            model = copy.deepcopy(model).eval()
+            graph = cast(nn.Module, GraphModule(model, tracer.trace(model), type(model).__name__))
     except Exception as error:
         raise UnsupportedLayerError(
-            f"cannot trace {type(model).__name__}: {error}. Its forward() must not branch or loop "
-            "on the values or shapes of tensors; rewrite that part, or give the model as ONNX"
+            f"cannot trace {type(model).__name__}: {_place(model, error)}: "
+            f"{type(error).__name__}: {error}. Its Python code runs once for all images, so it "
+            "must not branch or loop on the values or shapes of tensors, or make numbers of them; "
+            "rewrite that part (sizes as constants, torch.where), or give the model as ONNX"
         ) from error
+    _complete_norms(graph)
     for transform in (
         TorchFunctionalToModule(),
         DuplicateSharedStatelessModule(),
@@ -70,6 +92,49 @@ def trace(model: nn.Module) -> BrevitasGraph:
     return graph
 
 
+def _check_inputs(model: nn.Module) -> None:
+    signature = inspect.signature(model.forward)
+    try:
+        signature.bind(None)
+    except TypeError as error:
+        raise ModelError(
+            f"wanted a model that runs on one tensor of images, got {type(model).__name__} with "
+            f"forward{signature}: {error}; wrap it in a module that fills in the other inputs"
+        ) from error
+
+
+def _complete_norms(model: BrevitasGraph) -> None:
+    """Give batch norms without a slope and offset trivial ones, which merging needs."""
+    for name, norm in model.named_modules():
+        if not isinstance(norm, _BatchNorm):
+            continue
+        if norm.running_var is None:
+            raise UnsupportedLayerError(
+                f"the batch norm {name!r} of {model._get_name()} has no running statistics, so "
+                "an image's result depends on the others of its batch; train it with "
+                "track_running_stats=True"
+            )
+        if not norm.affine:
+            norm.weight = nn.Parameter(torch.ones_like(norm.running_var))
+            norm.bias = nn.Parameter(torch.zeros_like(norm.running_var))
+            norm.affine = True
+
+
+def _place(model: nn.Module, error: Exception) -> str:
+    """Return the innermost module whose code was running, and the line of it."""
+    names = {id(module): name for name, module in model.named_modules()}
+    place = "its own code"
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        owner = frame.f_locals.get("self")
+        if id(owner) in names and frame.f_globals["__name__"] != nn.Module.__module__:
+            file = frame.f_code.co_filename
+            text = linecache.getline(file, line).strip()
+            name = names[id(owner)]
+            place = f"module {name!r} ({type(owner).__name__})" if name else "its own code"
+            place += f", {file}:{line} `{text}`"
+    return place
+
+
 def relu6_to_relu(graph: BrevitasGraph) -> BrevitasGraph:
     """Replace every ReLU6 by ReLU, so that equalization may scale through it."""
     return _apply(ModuleToModuleByClass(nn.ReLU6, nn.ReLU), graph)
@@ -77,7 +142,7 @@ def relu6_to_relu(graph: BrevitasGraph) -> BrevitasGraph:
 
 @torch.no_grad()
 def equalize(
-    graph: BrevitasGraph, *, iterations: int, threshold: float, absorb_bias: bool
+    graph: BrevitasGraph, *, iterations: int, threshold: float, merge_bias: bool
 ) -> BrevitasGraph:
     """Equalize the weight ranges of connected layers, channel by channel.
 
@@ -85,13 +150,13 @@ def equalize(
         graph: Traced model.
         iterations: At most.
         threshold: Stop when the mean change of the scales is smaller.
-        absorb_bias: Count the bias into the range of a channel.
+        merge_bias: Count the bias into the range of a channel.
 
     Reference:
         arXiv 1906.04721, section 4.1.
     """
     return _apply(
-        EqualizeGraph(iterations=iterations, threshold=threshold, merge_bias=absorb_bias), graph
+        EqualizeGraph(iterations=iterations, threshold=threshold, merge_bias=merge_bias), graph
     )
 
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from lutwise.errors import DataError
 
-__all__ = ["Accuracy", "Comparison", "accuracy", "compare", "sqnr_db"]
+__all__ = ["Accuracy", "Comparison", "accuracy", "compare", "ratio_db", "sqnr_db"]
 
 _Z: Final = 1.959963984540054
 """Quantile of the normal distribution for two-sided 95 %."""
@@ -86,8 +86,11 @@ def accuracy(logits: npt.NDArray[np.floating], labels: npt.NDArray[np.integer]) 
 def sqnr_db(reference: npt.NDArray[np.floating], other: npt.NDArray[np.floating]) -> float:
     """Return ``10 log10(sum reference^2 / sum (reference - other)^2)``; 200 where equal."""
     wide = reference.astype(np.float64)
-    noise = float(np.square(wide - other).sum())
-    signal = float(np.square(wide).sum())
+    return ratio_db(float(np.square(wide).sum()), float(np.square(wide - other).sum()))
+
+
+def ratio_db(signal: float, noise: float) -> float:
+    """Return ``10 log10(signal / noise)``, at most 200 (no noise) and at least -200."""
     if noise == 0.0 or signal == 0.0:
         return 200.0 if noise == 0.0 else -200.0
     return float(np.clip(10 * np.log10(signal / noise), -200, 200))

@@ -2,18 +2,28 @@
 """A float model as a graph whose nodes are known kinds of operation."""
 
 import operator
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import Enum, auto
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
-from lutwise.errors import ModelError, UnsupportedLayerError
+from lutwise.errors import ConfigError, ModelError, UnsupportedLayerError
 
-__all__ = ["Kind", "PreparedModel", "layer_nodes", "prepare_graph", "window"]
+__all__ = [
+    "Kind",
+    "PreparedModel",
+    "check_supported",
+    "layer_nodes",
+    "prepare_graph",
+    "unsupported_layers",
+    "window",
+]
 
 
 class Kind(Enum):
@@ -68,6 +78,16 @@ _RESHAPES = {
     torch.flatten, torch.reshape, torch.squeeze, "flatten", "reshape", "view", "squeeze",
 }  # fmt: skip
 _SHAPES = {"size", "dim", getattr, operator.getitem}
+_ELEMENTWISE = (nn.LayerNorm, nn.RMSNorm)
+"""Modules that may have weights of several dimensions but multiply no matrices."""
+_PRODUCTS = {
+    F.linear, F.bilinear, F.embedding, F.multi_head_attention_forward,
+    F.conv1d, F.conv2d, F.conv3d,
+    F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d,
+    torch.matmul, torch.mm, torch.bmm, torch.addmm, torch.baddbmm, torch.einsum, operator.matmul,
+    "matmul", "mm", "bmm", "__matmul__",
+}  # fmt: skip
+"""Functions and methods that a model may give weights of its own."""
 
 
 def window(value: int | tuple[int, ...]) -> tuple[int, int]:
@@ -166,17 +186,23 @@ def _classify_module(module: nn.Module) -> Kind:
 
 
 def prepare_graph(
-    graph: fx.GraphModule, input_shape: tuple[int, ...], *, name: str
+    graph: fx.GraphModule,
+    input_shape: tuple[int, ...],
+    *,
+    name: str,
+    float_layers: Sequence[str] = (),
 ) -> PreparedModel:
     """Clean a traced graph and find out shapes and kinds.
 
     Args:
-        graph: Traced float model; changed in place.
+        graph: Traced float model of one input; changed in place.
         input_shape: Of one image, (channels, height, width).
         name: For people.
+        float_layers: Globs of layers that are not to be quantized.
 
     Raises:
-        ModelError: The model does not run on that shape, or has several inputs or outputs.
+        ConfigError: A glob matches no layer.
+        ModelError: The model does not run on that shape, or its output is no single tensor.
         UnsupportedLayerError: It has no layer to quantize.
     """
     for module in graph.modules():
@@ -184,12 +210,12 @@ def prepare_graph(
             module.inplace = False  # type: ignore[assignment]  # activations are kept and compared
     _remove_identities(graph)
     _batch_norm_to_convolution(graph)
-    inputs = [n for n in graph.graph.nodes if n.op == "placeholder"]
-    output = next(n for n in graph.graph.nodes if n.op == "output")
-    if len(inputs) != 1 or not isinstance(output.args[0], fx.Node):
+    output = next(n for n in graph.graph.nodes if n.op == "output").args[0]
+    if not isinstance(output, fx.Node):
+        keys = f" of {', '.join(map(str, output))}" if isinstance(output, Mapping) else ""
         raise ModelError(
-            f"{name}: wanted one input and one output tensor, got {len(inputs)} inputs and an "
-            f"output of type {type(output.args[0]).__name__}"
+            f"{name}: wanted one output tensor, got a {_plain_type(output)}{keys}; wrap the model "
+            "in a module that returns the one tensor that counts"
         )
     try:
         with torch.no_grad():
@@ -200,10 +226,99 @@ def prepare_graph(
             f"{error.__cause__ or error}"
         ) from error
     kinds = {n.name: _classify(graph, n) for n in graph.graph.nodes}
-    if Kind.LAYER not in kinds.values():
-        raise UnsupportedLayerError(f"{name} has no Conv2d or Linear layer to quantize")
     shapes = {n.name: _shape(n) for n in graph.graph.nodes}
-    return PreparedModel(name, graph, kinds, shapes)
+    model = _leave_in_float(PreparedModel(name, graph, kinds, shapes), float_layers)
+    if not layer_nodes(model):
+        left = _listed(unsupported_layers(model))
+        raise UnsupportedLayerError(
+            f"{name} has no Conv2d or Linear layer to quantize"
+            + (f", only {left} that would stay in float" if left else "")
+        )
+    return model
+
+
+def _plain_type(value: object) -> str:
+    """Return the type that the model's own code gave; torch.fx makes it immutable."""
+    for plain in (dict, list, tuple):
+        if isinstance(value, plain):
+            return plain.__name__
+    return type(value).__name__
+
+
+def _listed(layers: Mapping[str, str]) -> str:
+    return ", ".join(f"{name!r} ({what})" for name, what in layers.items())
+
+
+def _leave_in_float(model: PreparedModel, globs: Sequence[str]) -> PreparedModel:
+    layers = layer_nodes(model)
+    names = [*dict.fromkeys(str(node.target) for node in layers), *unsupported_layers(model)]
+    for glob in globs:
+        if not any(fnmatchcase(name, glob) for name in names):
+            raise ConfigError(
+                f"float_layers: {glob!r} matches no layer of {model.name}, whose layers are "
+                f"{', '.join(names)}"
+            )
+    left = [n.name for n in layers if any(fnmatchcase(str(n.target), glob) for glob in globs)]
+    return replace(model, kinds={**model.kinds, **dict.fromkeys(left, Kind.OTHER)})
+
+
+def unsupported_layers(model: PreparedModel) -> dict[str, str]:
+    """Return what holds weights that are not quantized, in execution order.
+
+    Weights have two or more dimensions and take part in a product of matrices: elementwise ones
+    (norms, PReLU, positions that are added) do not count.
+
+    Returns:
+        Type by module name (``{"up": "ConvTranspose2d"}``); where a function takes weights, as in
+        ``x @ self.table``, its name by that of the parameter.
+    """
+    found: dict[str, str] = {}
+    for node in model.graph.graph.nodes:
+        if model.kinds[node.name] is not Kind.OTHER:
+            continue
+        if node.op == "call_module":
+            module = model.module(node)
+            matrices = any(weight.ndim > 1 for weight in module.parameters())
+            if matrices and not isinstance(module, _ELEMENTWISE):
+                found[str(node.target)] = type(module).__name__
+        elif node.op in ("call_function", "call_method") and node.target in _PRODUCTS:
+            what = node.target if isinstance(node.target, str) else node.target.__name__
+            found.update(dict.fromkeys(_own_matrices(node), what))
+    return found
+
+
+def _own_matrices(node: fx.Node) -> list[str]:
+    """Return the model's own tensors that a node reads, plain or after transposing and such."""
+    found = []
+    for source in node.all_input_nodes:
+        while len(source.all_input_nodes) == 1:
+            (source,) = source.all_input_nodes
+        if source.op == "get_attr" and len(_shape(source)) > 0:
+            found.append(str(source.target))
+    return found
+
+
+def check_supported(model: PreparedModel, allowed: Sequence[str] = ()) -> None:
+    """Make sure that no layer stays in float unnoticed.
+
+    Args:
+        model: The float model.
+        allowed: Globs of the layers that may.
+
+    Raises:
+        UnsupportedLayerError: Others would.
+    """
+    left = {
+        name: what
+        for name, what in unsupported_layers(model).items()
+        if not any(fnmatchcase(name, glob) for glob in allowed)
+    }
+    if left:
+        raise UnsupportedLayerError(
+            f"{model.name}: the weights of {_listed(left)} would stay in float; Linear and Conv2d "
+            "(zero padding, its size as numbers) can be quantized. Rewrite the layers so, or "
+            f"allow it with `float_layers: [{', '.join(left)}]` in the recipe"
+        )
 
 
 def layer_nodes(model: PreparedModel) -> list[fx.Node]:

@@ -25,6 +25,7 @@ from lutwise.quant.zoo.imagenet import (
     EfficientNetLite0,
     SqueezeNet1_1,
 )
+from lutwise.quant.zoo.transformer import Vit
 
 __all__ = ["ARCH_FORMS", "ZOO", "Architecture", "find_architecture"]
 
@@ -109,6 +110,7 @@ ZOO: Final[Mapping[str, Architecture]] = {
     for a in (
         _small("resnet8", ResNet8),
         _small("mobilenet", MobileNet),
+        _small("vit", Vit),
         _imagenet("efficientnet_lite0", EfficientNetLite0, EFFICIENTNET_LITE0_PREPROCESSING),
         _imagenet("squeezenet1_1", SqueezeNet1_1, SQUEEZENET1_1_PREPROCESSING),
     )

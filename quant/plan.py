@@ -8,15 +8,16 @@ concatenations and reshapes keep format and scale, so the operands of a concaten
 only, so that hardware aligns them with shifts.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 from torch import fx, nn
 
-from lutwise.errors import UnsupportedLayerError
+from lutwise.errors import ConfigError, UnsupportedLayerError
 from lutwise.quant.graph import Kind, PreparedModel
 
-__all__ = ["Group", "Plan", "clamp_range", "plan_dataflow", "plan_layerwise"]
+__all__ = ["Group", "Plan", "check_globs", "clamp_range", "plan_dataflow", "plan_layerwise"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +26,8 @@ class Group:
 
     Args:
         points: Nodes at whose output the tensors are quantized.
-        modules: Names of the modules that make them, for overrides.
+        modules: Names of the modules that make them (``layerwise``: of the layers that read
+            them), for overrides.
         nonnegative: No value can be negative.
         is_input: Holds the network's input.
         is_output: Holds the network's output.
@@ -243,3 +245,33 @@ def plan_layerwise(model: PreparedModel, *, input_nonnegative: bool) -> Plan:
         layer_sources=sources,
         fused={},
     )
+
+
+def check_globs(plan: Plan, globs: Iterable[str], *, name: str, output_is_set: bool) -> None:
+    """Make sure that activation formats meant for some layers reach a tensor.
+
+    Args:
+        plan: The plan.
+        globs: Of layer names.
+        name: Of the model.
+        output_is_set: Whether the network's output has a format of its own, as its input has.
+
+    Raises:
+        ConfigError: A glob matches no module of any tensor whose format it could change.
+    """
+    names = sorted(
+        {
+            module
+            for group in plan.groups
+            if not group.is_input and not (group.is_output and output_is_set)
+            for module in group.modules
+        }
+    )
+    owners = "are read by" if plan.layer_sources else "are made by"
+    for glob in globs:
+        if not any(fnmatchcase(module, glob) for module in names):
+            raise ConfigError(
+                f"the activations of the override for {glob!r} match no tensor of {name}, whose "
+                f"tensors {owners} {', '.join(names)} (the image's format is `input`, that of the "
+                "logits `output`)"
+            )

@@ -2,7 +2,7 @@
 """From a float model to a quantized one: prepare, look at data, choose scales, round, correct."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Final
@@ -13,19 +13,20 @@ from torch import fx, nn
 from lutwise.errors import CalibrationError, ConfigError, ModelError
 from lutwise.quant import algorithms, brevitas_facade, kernels
 from lutwise.quant.algorithms import Stage
+from lutwise.quant.blocks import reconstruct_blocks
 from lutwise.quant.formats import Format, parse_element
 from lutwise.quant.graph import PreparedModel, layer_nodes, prepare_graph
 from lutwise.quant.plan import Group, Plan, plan_dataflow, plan_layerwise
 from lutwise.quant.quantized import QuantizedModel, QuantizedWeight, TensorQuantizer
 from lutwise.quant.ranges import ScaleKind, search, squared_error
 from lutwise.quant.recipe import Granularity, GraphMode, Recipe
+from lutwise.quant.rounding import Keep, Tell, compute, round_layers
+from lutwise.quant.shelf import Shelf
 
 __all__ = ["Samples", "collect_samples", "prepare", "quantize"]
 
 _SAMPLES: Final = 1 << 16
 """Numbers kept of a tensor; its extremes are always among them."""
-
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -125,7 +126,8 @@ def quantize(
     images: torch.Tensor,
     recipe: Recipe,
     *,
-    progress: Progress = lambda step: None,
+    progress: Tell = lambda step: None,
+    keep: Keep = compute,
 ) -> QuantizedModel:
     """Quantize a prepared model.
 
@@ -135,10 +137,11 @@ def quantize(
         images: Calibration images, for algorithms that run the model, shape (n, c, h, w).
         recipe: What to do.
         progress: Called with the name of each step.
+        keep: Remembers finished layers, so that a killed run goes on where it was.
 
     Raises:
         UnsupportedLayerError: A node that the graph mode cannot hold.
-        CalibrationError: No range can be found.
+        CalibrationError: No range can be found, or the inputs of a layer are not finite.
     """
     progress("round weights")
     weights = _quantize_weights(model, recipe)
@@ -161,18 +164,17 @@ def quantize(
         outputs=by_point if dataflow else {},
         layer_inputs={layer: by_point[source] for layer, source in plan.layer_sources.items()},
     )
-    _limit_bias_codes(quantized, weights)
-    for node in layer_nodes(model):
-        quantized.layer(node).weight.copy_(weights[node.name].real())
-    for algorithm, config in algorithms.selected(recipe.algorithms, Stage.CORRECT):
-        progress(algorithm.name.replace("_", " "))
-        algorithm.run(quantized, images, config)
+    _limit_bias_codes(quantized)
+    batches = images.split(recipe.calibration.batch)
+    shelf = Shelf(round(recipe.calibration.memory_gib * 2**30))
+    reconstruct_blocks(quantized, batches, recipe, keep=keep, tell=progress, shelf=shelf)
+    round_layers(quantized, batches, recipe, keep=keep, tell=progress, shelf=shelf)
     _round_biases(quantized)
     return quantized
 
 
 @torch.no_grad()
-def _limit_bias_codes(model: QuantizedModel, weights: dict[str, QuantizedWeight]) -> None:
+def _limit_bias_codes(model: QuantizedModel) -> None:
     """Coarsen the weights of channels whose bias would need a wider accumulator than their sums.
 
     A channel of weights near zero gets a scale near zero, and its bias then a code of any width.
@@ -180,7 +182,7 @@ def _limit_bias_codes(model: QuantizedModel, weights: dict[str, QuantizedWeight]
     until it does not; its weights matter little beside such a bias.
     """
     for node in layer_nodes(model.prepared):
-        bias, weight = model.layer(node).bias, weights[node.name]
+        bias, weight = model.layer(node).bias, model.weights[node.name]
         if bias is None:
             continue
         source = model.input_quantizer(node)
@@ -194,7 +196,7 @@ def _limit_bias_codes(model: QuantizedModel, weights: dict[str, QuantizedWeight]
         assert isinstance(real, torch.Tensor)
         rows = real.reshape(len(raised), -1).double() / raised.double().reshape(-1, 1)
         values = kernels.quantize(weight.format, rows).reshape(real.shape)
-        weights[node.name] = QuantizedWeight(format=weight.format, values=values, scales=raised)
+        model.set_weight(node, QuantizedWeight(format=weight.format, values=values, scales=raised))
 
 
 @torch.no_grad()

@@ -12,7 +12,14 @@ from lutwise.quant import kernels
 from lutwise.quant.formats import Format
 from lutwise.quant.graph import PreparedModel
 
-__all__ = ["QuantizedModel", "QuantizedWeight", "TensorQuantizer", "predict"]
+__all__ = [
+    "QuantizedModel",
+    "QuantizedWeight",
+    "TensorQuantizer",
+    "apply_layer",
+    "call_node",
+    "predict",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,11 +65,15 @@ class QuantizedModel(nn.Module):
     Args:
         prepared: The float model; not changed.
         graph: Its copy, whose layers hold quantized weights and corrected biases.
-        weights: By layer node.
+        weights: By layer node; see `set_weight`.
         outputs: Quantizers of node outputs, by node (``dataflow``).
         layer_inputs: Quantizers of layer inputs, by layer node (``layerwise``).
+
+    ``changes`` holds, by layer node and algorithm, what the algorithm changed of the signal to
+    noise ratio of the layer's output, decibel.
     """
 
+    @torch.no_grad()
     def __init__(
         self,
         prepared: PreparedModel,
@@ -75,9 +86,13 @@ class QuantizedModel(nn.Module):
         super().__init__()
         self.prepared = prepared
         self.graph = graph
-        self.weights = weights
+        self.weights = dict(weights)
         self.outputs = outputs
         self.layer_inputs = layer_inputs
+        self.changes: dict[str, dict[str, float]] = {}
+        by_name = {node.name: node for node in graph.graph.nodes}
+        for name, weight in weights.items():
+            self.layer(by_name[name]).weight.copy_(weight.real())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map images (n, c, h, w) to the output, by float32 fake quantization."""
@@ -88,6 +103,15 @@ class QuantizedModel(nn.Module):
         module = self.graph.get_submodule(str(node.target))
         assert isinstance(module, nn.Conv2d | nn.Linear)
         return module
+
+    def set_weight(self, node: fx.Node, weight: QuantizedWeight) -> None:
+        """Give a layer other weights."""
+        self.weights[node.name] = weight
+        self.layer(node).weight.copy_(weight.real())
+
+    def note(self, node: fx.Node, algorithm: str, gain_db: float) -> None:
+        """Record by how much an algorithm changed a layer's output signal to noise ratio."""
+        self.changes.setdefault(node.name, {})[algorithm] = gain_db
 
     def input_quantizer(self, node: fx.Node) -> TensorQuantizer:
         """Return the quantizer that the input of a layer has gone through."""
@@ -117,3 +141,31 @@ class _Runner(fx.Interpreter):
 def predict(model: nn.Module, images: torch.Tensor, *, batch: int = 64) -> torch.Tensor:
     """Run a model over images (n, c, h, w), a batch at a time."""
     return torch.cat([model(part) for part in images.split(batch)])
+
+
+def call_node(node: fx.Node, graph: fx.GraphModule, current: Mapping[fx.Node, Any]) -> Any:
+    """Return what a node of a graph makes of the outputs of those before it."""
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), current.__getitem__)
+    match node.op:
+        case "call_module":
+            return graph.get_submodule(str(node.target))(*args, **kwargs)
+        case "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        case "call_function":
+            return node.target(*args, **kwargs)  # type: ignore[operator]
+        case _:  # get_attr
+            value: Any = graph
+            for part in str(node.target).split("."):
+                value = getattr(value, part)
+            return value
+
+
+def apply_layer(
+    layer: nn.Conv2d | nn.Linear, x: torch.Tensor, weight: torch.Tensor
+) -> torch.Tensor:
+    """Return what a layer makes of its input with other weights."""
+    if isinstance(layer, nn.Linear):
+        return nn.functional.linear(x, weight, layer.bias)
+    return nn.functional.conv2d(
+        x, weight, layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups
+    )

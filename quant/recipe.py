@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from lutwise.errors import ConfigError, FormatError
 from lutwise.quant import algorithms
@@ -19,6 +27,7 @@ from lutwise.quant.formats import (
     parse_element,
     parse_weight,
 )
+from lutwise.quant.presets import PRESETS, Preset
 from lutwise.quant.ranges import RangeMethod, RangeSearch, ScaleKind
 
 __all__ = ["Granularity", "GraphMode", "Override", "Recipe", "build_recipe", "load_recipe"]
@@ -94,10 +103,14 @@ class ActivationSettings(_Range):
 
 
 class Calibration(_Model):
-    """How many images are looked at, and how many at a time."""
+    """How many images are looked at, how many at a time, and the memory for their activations.
+
+    Activations beyond ``memory_gib`` are kept in files.
+    """
 
     images: int = Field(256, ge=1)
     batch: int = Field(64, ge=1)
+    memory_gib: float = Field(4.0, ge=0)
 
 
 class Override(_Model):
@@ -114,7 +127,10 @@ class Recipe(_Model):
     Args (all optional): ``weights``, ``activations``, ``mode``, ``input`` (format of the image),
     ``output`` (format of the logits; null keeps the last layer's exact sums), ``first_layer`` and
     ``last_layer`` (weight formats of these layers; null means as all others), ``relu6_to_relu``,
-    ``algorithms`` (names, or names with settings), ``overrides``, ``calibration``, ``seed``.
+    ``algorithms`` (names, or names with settings), ``search`` (try alternatives to them, see
+    `lutwise.quant.search`), ``float_layers`` (globs of layers that stay in float, ``layerwise``
+    only), ``overrides``, ``calibration``, ``seed``. ``preset`` (``fast``, ``balanced``, ``best``)
+    stands for the algorithms and the search of `lutwise.quant.presets`.
     """
 
     weights: WeightSettings = WeightSettings()
@@ -126,8 +142,10 @@ class Recipe(_Model):
     last_layer: FormatName | None = None
     relu6_to_relu: bool = False
     algorithms: Mapping[str, Mapping[str, Any]] = Field(
-        default_factory=lambda: {"equalize": {}, "bias_correction": {}}
+        default_factory=lambda: PRESETS[Preset.FAST]["algorithms"]
     )
+    search: bool = False
+    float_layers: tuple[str, ...] = ()
     overrides: tuple[Override, ...] = ()
     calibration: Calibration = Calibration()
     seed: int = Field(0, ge=0, lt=1 << 32)
@@ -139,10 +157,27 @@ class Recipe(_Model):
             for key in _WITH_FORMAT:
                 if isinstance(data.get(key), str):
                     data = {**data, key: {"format": data[key]}}
-            listed = data.get("algorithms")
-            if isinstance(listed, list | tuple):
-                data = {**data, "algorithms": {str(name): {} for name in listed}}
+            if "preset" in data:
+                preset = data["preset"]
+                if preset not in list(Preset):
+                    raise ValueError(f"preset is one of {', '.join(Preset)}, got {preset!r}")
+                rest = {key: value for key, value in data.items() if key != "preset"}
+                data = {**PRESETS[Preset(preset)], **rest}
         return data
+
+    @field_validator("algorithms", mode="before")
+    @classmethod
+    def _accept_algorithm_names(cls, given: Any) -> Any:
+        names = [given] if isinstance(given, str) else given
+        if isinstance(names, list | tuple) and all(isinstance(name, str) for name in names):
+            return {name: {} for name in names}
+        if isinstance(given, Mapping):
+            settings = {name: {} if value is None else value for name, value in given.items()}
+            if all(isinstance(value, Mapping) for value in settings.values()):
+                return settings
+        raise ValueError(
+            "wanted a name, a list of names ([] for none), or a mapping of names to their settings"
+        )
 
     @model_validator(mode="after")
     def _resolve_algorithms(self) -> Self:

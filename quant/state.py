@@ -34,6 +34,7 @@ def to_state(model: QuantizedModel) -> tuple[dict[str, torch.Tensor], dict[str, 
         "weights": {name: str(weight.format) for name, weight in model.weights.items()},
         "outputs": _plain(model.outputs),
         "layer_inputs": _plain(model.layer_inputs),
+        "changes": model.changes,
     }
 
 
@@ -69,9 +70,9 @@ def from_state(
         )
         for node in layer_nodes(prepared):
             layer = model.layer(node)
-            layer.weight.copy_(weights[node.name].real())
             if (bias := tensors.get(f"{node.name}.bias")) is not None:
                 layer.bias = nn.Parameter(bias, requires_grad=False)
+        model.changes.update(meanings["changes"])
     except (KeyError, RuntimeError) as error:
         raise ModelError(
             f"the saved quantized state does not belong to {prepared.name}: {error}"

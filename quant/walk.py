@@ -2,87 +2,149 @@
 """Run the float and the quantized model side by side, one node at a time."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import fx, nn
 
 from lutwise.quant.graph import Kind
-from lutwise.quant.quantized import QuantizedModel
+from lutwise.quant.quantized import QuantizedModel, call_node
+from lutwise.quant.shelf import Shelf
 
 __all__ = ["Step", "walk"]
 
+_Held = dict[fx.Node, list[Any]]
 
-@dataclass(frozen=True, slots=True, eq=False)
+
+@dataclass(slots=True, kw_only=True, eq=False)
 class Step:
     """The state after one node.
 
     Args:
         node: The node.
         layer: Its quantized layer, where it is one.
-        floats: Outputs of the float model, batch by batch.
-        quantized: Outputs of the quantized model before their quantizer; changes to these lists
-            and tensors are seen by the nodes that follow.
+        inputs: For a layer, what it reads in the quantized model, quantized, batch by batch.
+        float_inputs: For a layer, what it reads in the float model; empty where that is not run.
+        floats: Outputs of the float model, batch by batch; empty where that is not run.
     """
 
     node: fx.Node
     layer: nn.Conv2d | nn.Linear | None
+    inputs: list[torch.Tensor]
+    float_inputs: list[torch.Tensor]
     floats: list[Any]
-    quantized: list[Any]
+    _walk: "_Walk"
+    _quantized: list[Any] | None = field(default=None)
+
+    @property
+    def quantized(self) -> list[Any]:
+        """Outputs of the quantized model before their quantizer, batch by batch.
+
+        A layer computes them when they are first asked for, with the weights it has then; changes
+        to the list and its tensors are seen by the nodes that follow.
+        """
+        if self._quantized is None:
+            self._quantized = self._walk.run_quantized(self)
+        return self._quantized
+
+
+class _Walk:
+    """The tensors of both models that later nodes still read."""
+
+    def __init__(
+        self, model: QuantizedModel, batches: Sequence[torch.Tensor], *, floats: bool, shelf: Shelf
+    ) -> None:
+        self.model, self.batches, self.shelf = model, batches, shelf
+        self.floats: _Held | None = {} if floats else None
+        self.quantized: _Held = {}
+
+    def step(self, node: fx.Node) -> Step:
+        """Run the float side of a node and make its step."""
+        model = self.model
+        is_layer = model.prepared.kinds[node.name] is Kind.LAYER
+        if self.floats is not None:
+            if node.op == "placeholder":
+                self.floats[node] = list(self.batches)
+            else:
+                self.floats[node] = self._run(node, model.prepared.graph, self.floats)
+        inputs: list[torch.Tensor] = []
+        float_inputs: list[torch.Tensor] = []
+        if is_layer:
+            source = node.all_input_nodes[0]
+            inputs = self.quantized[source]
+            if before := model.layer_inputs.get(node.name):
+                inputs = [self.shelf.place(before(x)) for x in inputs]
+            float_inputs = self.floats[source] if self.floats is not None else []
+        return Step(
+            node=node,
+            layer=model.layer(node) if is_layer else None,
+            inputs=inputs,
+            float_inputs=float_inputs,
+            floats=self.floats[node] if self.floats is not None else [],
+            _walk=self,
+        )
+
+    def run_quantized(self, step: Step) -> list[Any]:
+        """Run the quantized side of a node."""
+        node = step.node
+        if node.op == "placeholder":
+            return [self.shelf.place(b.clone()) for b in self.batches]
+        if step.layer is not None:
+            held = {node.all_input_nodes[0]: step.inputs}
+            return self._run(node, self.model.graph, held)
+        return self._run(node, self.model.graph, self.quantized)
+
+    def finish(self, step: Step) -> None:
+        """Quantize the outputs of a node and keep them for those that follow."""
+        outputs = step.quantized
+        if after := self.model.outputs.get(step.node.name):
+            for i, output in enumerate(outputs):
+                outputs[i] = self.shelf.place(after(output))
+        self.quantized[step.node] = outputs
+
+    def forget(self, node: fx.Node) -> None:
+        """Drop the outputs of a node that no other reads any more."""
+        del self.quantized[node]
+        if self.floats is not None:
+            del self.floats[node]
+
+    def _run(self, node: fx.Node, graph: fx.GraphModule, held: _Held) -> list[Any]:
+        return [
+            self.shelf.place(call_node(node, graph, {s: kept[i] for s, kept in held.items()}))
+            for i in range(len(self.batches))
+        ]
 
 
 @torch.no_grad()
-def walk(model: QuantizedModel, batches: Sequence[torch.Tensor]) -> Iterator[Step]:
+def walk(
+    model: QuantizedModel,
+    batches: Sequence[torch.Tensor],
+    *,
+    floats: bool = True,
+    shelf: Shelf | None = None,
+) -> Iterator[Step]:
     """Yield after each node, in execution order; every node runs once.
 
-    Both models' tensors are held for all batches until their last use, so memory is the widest
-    cut through the graph times the number of images, twice.
+    The models' tensors are held for all batches until their last use: the widest cut through the
+    graph times the number of images, twice with the float model. What exceeds the shelf's bytes
+    goes to files.
+
+    Args:
+        model: The quantized model; its layers' weights may be changed on the way.
+        batches: Images, batch by batch.
+        floats: Also run the float model.
+        shelf: Where tensors are held; None for memory alone.
     """
+    state = _Walk(model, batches, floats=floats, shelf=shelf or Shelf())
     nodes = list(model.graph.graph.nodes)
     last = {source: node for node in nodes for source in node.all_input_nodes}
-    floats: dict[fx.Node, list[Any]] = {}
-    quantized: dict[fx.Node, list[Any]] = {}
     for node in nodes:
         if node.op == "output":
             return
-        if node.op == "placeholder":
-            floats[node] = list(batches)
-            quantized[node] = [b.clone() for b in batches]
-        else:
-            floats[node] = _run(node, model.prepared.graph, floats, len(batches))
-            if before := model.layer_inputs.get(node.name):
-                source = node.all_input_nodes[0]
-                held = {source: [before(x) for x in quantized[source]]}
-                quantized[node] = _run(node, model.graph, held, len(batches))
-            else:
-                quantized[node] = _run(node, model.graph, quantized, len(batches))
-        layer = model.layer(node) if model.prepared.kinds[node.name] is Kind.LAYER else None
-        yield Step(node, layer, floats[node], quantized[node])
-        if after := model.outputs.get(node.name):
-            quantized[node] = [after(x) for x in quantized[node]]
+        step = state.step(node)
+        yield step
+        state.finish(step)
         for source in node.all_input_nodes:
             if last[source] is node:
-                del floats[source], quantized[source]
-
-
-def _run(
-    node: fx.Node, graph: fx.GraphModule, held: dict[fx.Node, list[Any]], count: int
-) -> list[Any]:
-    results = []
-    for i in range(count):
-        current = {source: kept[i] for source, kept in held.items()}
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), current.__getitem__)
-        match node.op:
-            case "call_module":
-                results.append(graph.get_submodule(str(node.target))(*args, **kwargs))
-            case "call_method":
-                results.append(getattr(args[0], str(node.target))(*args[1:], **kwargs))
-            case "call_function":
-                results.append(node.target(*args, **kwargs))  # type: ignore[operator]
-            case _:  # get_attr
-                value: Any = graph
-                for part in str(node.target).split("."):
-                    value = getattr(value, part)
-                results.append(value)
-    return results
+                state.forget(source)

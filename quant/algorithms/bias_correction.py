@@ -1,70 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
 """Empirical bias correction."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
-from lutwise.errors import ConfigError
+from lutwise.quant.algorithms.problems import Correction, LayerOutputs
 from lutwise.quant.algorithms.registry import Stage, register
-from lutwise.quant.quantized import QuantizedModel
-from lutwise.quant.walk import walk
 
-__all__ = ["BiasCorrectionConfig", "correct_biases"]
+__all__ = ["BiasCorrectionConfig", "bias_correction", "channel_mean"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BiasCorrectionConfig:
-    """Settings.
-
-    Args:
-        images: Calibration images to look at, at most; memory grows with them.
-        batch: Images at a time.
-
-    Raises:
-        ConfigError: Not positive.
-    """
-
-    images: int = 128
-    batch: int = 32
-
-    def __post_init__(self) -> None:
-        if self.images < 1 or self.batch < 1:
-            raise ConfigError(
-                "bias_correction needs at least one image and a batch of at least one, got "
-                f"images={self.images}, batch={self.batch}"
-            )
+    """No settings."""
 
 
 @register("bias_correction", Stage.CORRECT, BiasCorrectionConfig)
 @torch.no_grad()
-def correct_biases(
-    model: QuantizedModel, images: torch.Tensor, config: BiasCorrectionConfig
-) -> None:
+def bias_correction(outputs: LayerOutputs, config: BiasCorrectionConfig) -> Correction:
     """Shift each layer's bias so that its mean output per channel is the float model's.
-
-    Layer by layer, each after the corrections of those before it.
 
     Reference:
         arXiv 1906.04721, section 4.2 (the empirical variant, appendix D).
     """
-    batches = list(images[: config.images].split(config.batch))
-    for step in walk(model, batches):
-        layer = step.layer
-        if layer is None:
-            continue
-        axes = [0, 2, 3] if isinstance(layer, nn.Conv2d) else list(range(step.floats[0].dim() - 1))
-        shift = _mean(step.floats, axes) - _mean(step.quantized, axes)
-        if layer.bias is None:
-            layer.bias = nn.Parameter(torch.zeros_like(shift), requires_grad=False)
-        layer.bias.add_(shift)
-        view = shift.reshape(-1, 1, 1) if isinstance(layer, nn.Conv2d) else shift
-        for output in step.quantized:
-            output.add_(view)
+    axes = outputs.axes
+    shift = channel_mean(outputs.floats, axes) - channel_mean(outputs.quantized, axes)
+    return Correction(gain=None, shift=shift.float())
 
 
-def _mean(batches: list[torch.Tensor], axes: list[int]) -> torch.Tensor:
-    count = sum(b.numel() / b.mean(axes).numel() for b in batches)
-    total = sum((b.sum(axes, dtype=torch.float64) for b in batches), torch.zeros(1))
-    return (total / count).float()
+def channel_mean(batches: Sequence[torch.Tensor], axes: list[int]) -> torch.Tensor:
+    """Return the mean over all batches and the given dimensions, float64."""
+    sums = [b.sum(axes, dtype=torch.float64) for b in batches]
+    count = sum(b.numel() for b in batches) // sums[0].numel()
+    return torch.stack(sums).sum(0) / count

@@ -17,7 +17,7 @@ class EqualizeConfig:
     Args:
         iterations: At most.
         threshold: Stop when the mean change of the scales is smaller.
-        absorb_bias: Count the bias into the range of a channel.
+        merge_bias: Count the bias into the range of a channel.
 
     Raises:
         ConfigError: Out of range.
@@ -25,7 +25,7 @@ class EqualizeConfig:
 
     iterations: int = 20
     threshold: float = 0.05
-    absorb_bias: bool = True
+    merge_bias: bool = True
 
     def __post_init__(self) -> None:
         if self.iterations < 1 or not self.threshold >= 0:
@@ -48,5 +48,5 @@ def equalize(
         graph,
         iterations=config.iterations,
         threshold=config.threshold,
-        absorb_bias=config.absorb_bias,
+        merge_bias=config.merge_bias,
     )

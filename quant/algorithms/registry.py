@@ -3,7 +3,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 from typing import Any, Final, TypeVar
 
 from lutwise.errors import ConfigError
@@ -12,13 +12,26 @@ __all__ = ["Algorithm", "Stage", "list_algorithms", "register", "resolve", "sele
 
 
 class Stage(IntEnum):
-    """When an algorithm works."""
+    """When an algorithm works, and what its function takes and gives."""
 
     PREPARE = 0
     """On the traced float graph: ``(BrevitasGraph, config) -> BrevitasGraph``."""
 
-    CORRECT = 1
-    """On the quantized model: ``(QuantizedModel, images, config) -> None``."""
+    BALANCE = 1
+    """On the float model and images: ``(PreparedModel, Balance, config) -> None``, in place."""
+
+    ROUND = 2
+    """On a layer's weights: ``(LayerProblem, config) -> QuantizedWeight``. At most one."""
+
+    RECONSTRUCT = 3
+    """On blocks of layers: ``(BlockProblem, config) -> {layer: QuantizedWeight}``. At most one,
+    and no other of the stage before."""
+
+    RESCALE = 4
+    """On a layer's outputs: ``(LayerOutputs, config) -> Correction``."""
+
+    CORRECT = 5
+    """The same, after the stage before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +44,7 @@ class Algorithm:
         config: Frozen dataclass of its settings, all with defaults.
         run: The function.
         summary: One line for people.
+        reads_floats: It looks at the float model's tensors, too (stage ROUND).
     """
 
     name: str
@@ -38,14 +52,24 @@ class Algorithm:
     config: type[Any]
     run: Callable[..., Any]
     summary: str
+    reads_floats: bool
 
 
 _REGISTRY: Final[dict[str, Algorithm]] = {}
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
-def register(name: str, stage: Stage, config: type[Any]) -> Callable[[_F], _F]:
+def register(
+    name: str, stage: Stage, config: type[Any], *, reads_floats: bool = True
+) -> Callable[[_F], _F]:
     """Register a function; its docstring's first line is the summary.
+
+    Args:
+        name: Spelling in recipes.
+        stage: When it works.
+        config: Frozen dataclass of its settings, all with defaults.
+        reads_floats: It looks at the float model's tensors, too; where nobody does, that model
+            need not run (stage ROUND).
 
     Raises:
         ConfigError: The name is taken.
@@ -55,7 +79,7 @@ def register(name: str, stage: Stage, config: type[Any]) -> Callable[[_F], _F]:
         if name in _REGISTRY:
             raise ConfigError(f"an algorithm named {name!r} is registered already")
         summary = (function.__doc__ or "").strip().splitlines()[0]
-        _REGISTRY[name] = Algorithm(name, stage, config, function, summary)
+        _REGISTRY[name] = Algorithm(name, stage, config, function, summary, reads_floats)
         return function
 
     return add
@@ -67,31 +91,27 @@ def list_algorithms() -> tuple[Algorithm, ...]:
 
 
 def resolve(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Return the settings complete, in the order of work.
+    """Return the settings complete and plain, in the order of work.
 
     Raises:
-        ConfigError: An unknown algorithm or setting, or a setting of the wrong type or range.
+        ConfigError: An unknown algorithm or setting, a setting of the wrong type or range, or two
+            algorithms that both round the weights.
     """
-    for name, given in settings.items():
+    for name in settings:
         if name not in _REGISTRY:
             raise ConfigError(f"no algorithm {name!r}; known are {', '.join(_REGISTRY)}")
-        defaults = asdict(_REGISTRY[name].config())
-        for key, value in (given or {}).items():
-            if key not in defaults:
-                raise ConfigError(
-                    f"algorithm {name!r} has no setting {key!r}; known are {', '.join(defaults)}"
-                )
-            wanted = type(defaults[key])
-            if type(value) is not wanted and not (wanted is float and type(value) is int):
-                raise ConfigError(
-                    f"{name}.{key} is {wanted.__name__}, got {value!r} ({type(value).__name__})"
-                )
-        _REGISTRY[name].config(**(given or {}))  # checks the values
-    return {
-        a.name: {**asdict(a.config()), **(settings[a.name] or {})}
+    found = {
+        a.name: {
+            key: str(value) if isinstance(value, StrEnum) else value
+            for key, value in asdict(_configured(a, settings[a.name] or {})).items()
+        }
         for a in list_algorithms()
         if a.name in settings
     }
+    rounding = [n for n in found if _REGISTRY[n].stage in (Stage.ROUND, Stage.RECONSTRUCT)]
+    if len(rounding) > 1:
+        raise ConfigError(f"{' and '.join(rounding)} both round the weights; choose one of them")
+    return found
 
 
 def selected(
@@ -99,7 +119,32 @@ def selected(
 ) -> list[tuple[Algorithm, Any]]:
     """Return the algorithms of a stage with their configs, in the order of work."""
     return [
-        (a, a.config(**{f.name: settings[a.name][f.name] for f in fields(a.config)}))
+        (a, _configured(a, settings[a.name]))
         for a in list_algorithms()
         if a.stage is stage and a.name in settings
     ]
+
+
+def _configured(algorithm: Algorithm, given: Mapping[str, Any]) -> Any:
+    """Return the config with the given settings, whose types are those of the defaults."""
+    defaults = algorithm.config()
+    known = [f.name for f in fields(defaults)]
+    typed = {}
+    for key, value in given.items():
+        if key not in known:
+            raise ConfigError(
+                f"algorithm {algorithm.name!r} has no setting {key!r}; known are "
+                f"{', '.join(known) or 'none'}"
+            )
+        typed[key] = _typed(f"{algorithm.name}.{key}", type(getattr(defaults, key)), value)
+    return algorithm.config(**typed)
+
+
+def _typed(where: str, wanted: type[Any], value: Any) -> Any:
+    if issubclass(wanted, StrEnum):
+        if value in list(wanted):
+            return wanted(value)
+        raise ConfigError(f"{where} is one of {', '.join(wanted)}, got {value!r}")
+    if type(value) is not wanted and not (wanted is float and type(value) is int):
+        raise ConfigError(f"{where} is {wanted.__name__}, got {value!r} ({type(value).__name__})")
+    return value

@@ -54,6 +54,7 @@ _MODEL_OPTIONS = _stack(
 _RECIPE_OPTIONS = _stack(
     click.option("--recipe", type=click.Path(path_type=Path), help="Recipe file (YAML)."),
     click.option("--mode", help="dataflow (default) or layerwise."),
+    click.option("--preset", help="fast (default), balanced or best; see the documentation."),
     click.option("--algorithms", help="Names, separated by commas; '' for none."),
     click.option("--seed", type=int, help="Of every random choice."),
     click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
@@ -184,6 +185,7 @@ def _changes(options: dict[str, Any]) -> dict[str, Any]:
         "weights": "weights.format",
         "acts": "activations.format",
         "mode": "mode",
+        "preset": "preset",
         "seed": "seed",
         "calib_images": "calibration.images",
     }

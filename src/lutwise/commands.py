@@ -3,11 +3,10 @@
 
 import functools
 import importlib.util
-import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
@@ -19,8 +18,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from lutwise.cost_models.estimate import Folding, estimate
 from lutwise.cost_models.from_network import layer_shapes, shapes_from_json
-from lutwise.errors import ConfigError, DataError
+from lutwise.errors import ConfigError
 from lutwise.export.report import write_run_report
+from lutwise.files import locked, read_json
 from lutwise.pipeline import Job, Result, load_job, tool_versions
 from lutwise.pipeline import run as run_job
 from lutwise.quant.algorithms import list_algorithms
@@ -30,10 +30,10 @@ from lutwise.quant.lower import lower
 from lutwise.quant.models import load_model, zoo_names
 from lutwise.quant.quantize import collect_samples, prepare, quantize
 from lutwise.quant.recipe import Recipe, load_recipe
-from lutwise.reporting import draw_sweep, run_summary
+from lutwise.reporting import draw_sweep, read_sweep, run_summary
 from lutwise.space import load_space
 from lutwise.sweep import sweep as run_sweep
-from lutwise.workspace import Steps, ensure_writable
+from lutwise.workspace import Steps
 
 __all__ = ["doctor", "estimate_run", "for_people", "report", "run", "sweep", "synth"]
 
@@ -115,8 +115,7 @@ def run(options: Options, changes: Mapping[str, Any]) -> dict[str, Any]:
     if options["dry_run"]:
         return _plan_run(options, recipe, out)
     job = _load(options, recipe.calibration.images, recipe.seed)
-    ensure_writable(out)
-    with _steps_shown(options["quiet"]) as show:
+    with locked(out), _steps_shown(options["quiet"]) as show:
         result = run_job(
             job,
             recipe,
@@ -127,7 +126,19 @@ def run(options: Options, changes: Mapping[str, Any]) -> dict[str, Any]:
         )
         show("report")
         write_run_report(run_summary(result), out)
+    if not options["quiet"]:
+        _warn(result.metrics["advice"])
     return {"out": str(out), **_headline(result)}
+
+
+def _warn(advice: Sequence[Mapping[str, Any]]) -> None:
+    """Name the layers that dominate the loss, with the lines of a recipe that may help."""
+    lines = [f"warning: {one['text']}" for one in advice]
+    items = [f"    {one['override']}" for one in advice if one["override"]]
+    if items:
+        lines += ["for the recipe:", "  overrides:", *items]
+    for line in lines:
+        print(line, file=sys.stderr)  # noqa: T201
 
 
 def _default_name(model: str, recipe: Recipe) -> str:
@@ -238,8 +249,7 @@ def sweep(options: Options, changes: Mapping[str, Any]) -> dict[str, Any]:
             "out": str(out),
             "points": [point.name for point in points],
         }
-    ensure_writable(out)
-    with _points_shown(len(points), options["quiet"]) as show:
+    with locked(out), _points_shown(len(points), options["quiet"]) as show:
         result = run_sweep(load, points, out, jobs=options["jobs"], progress=show)
     return {
         "out": str(out),
@@ -276,21 +286,15 @@ def synth(options: Options) -> dict[str, Any]:
 
 def estimate_run(options: Options) -> dict[str, Any]:
     """Do ``quantize estimate``."""
-    path: Path = options["run"] / "cost.json"
-    try:
-        layers = shapes_from_json(json.loads(path.read_bytes()))
-    except OSError as error:
-        raise DataError(
-            f"cannot read {path}: {error.strerror}; wanted the directory of a finished run"
-        ) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is no price list of a run: {error}") from error
+    layers = read_json(options["run"] / "cost.json", shapes_from_json, command="run")
     return estimate(layers, Folding(pe=options["pe"], simd=options["simd"])).to_json()
 
 
 def report(directory: Path) -> dict[str, Any]:
     """Do ``quantize report``."""
-    return {"report": str(draw_sweep(directory))}
+    result = read_sweep(directory)
+    with locked(directory):
+        return {"report": str(draw_sweep(result, directory))}
 
 
 def doctor() -> dict[str, Any]:

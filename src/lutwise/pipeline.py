@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """One run: from a loaded model and a recipe to a run directory."""
 
-import csv
-import io
 import json
 import platform
 from collections.abc import Callable, Mapping
@@ -15,18 +13,21 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import torch
+from pydantic import TypeAdapter
 from safetensors.torch import save
 
 from lutwise.cost_models.estimate import Folding, NetworkCost, estimate
 from lutwise.cost_models.from_network import layer_shapes
-from lutwise.errors import ConfigError, MismatchError, UnsupportedLayerError
+from lutwise.errors import ConfigError, MismatchError, ModelError, UnsupportedLayerError
 from lutwise.export.qonnx import to_qonnx
 from lutwise.export.run import Executor, compare
 from lutwise.files import write_atomic
+from lutwise.layer_table import layer_rows, layers_csv
 from lutwise.quant import evaluate
+from lutwise.quant.advice import advise
 from lutwise.quant.algorithms import Stage, selected
 from lutwise.quant.data import Dataset, Split, check_disjoint, load_data
-from lutwise.quant.diagnose import diagnose
+from lutwise.quant.diagnose import Diagnosis, diagnose
 from lutwise.quant.executor import Statistics, execute
 from lutwise.quant.graph import PreparedModel
 from lutwise.quant.lower import lower
@@ -35,6 +36,9 @@ from lutwise.quant.network import Network
 from lutwise.quant.quantize import Samples, collect_samples, prepare, quantize
 from lutwise.quant.quantized import QuantizedModel, predict
 from lutwise.quant.recipe import GraphMode, Recipe
+from lutwise.quant.rounding import Tensors
+from lutwise.quant.search import Trial, calibrating_images, choose, divergence
+from lutwise.quant.sensitivity import affordable_images
 from lutwise.quant.state import from_state, to_state
 from lutwise.workspace import Steps, code_digest, digest, sha256_of, to_json
 
@@ -44,6 +48,7 @@ Progress = Callable[[str], None]
 Logits = npt.NDArray[np.float32]
 
 _DIAGNOSED_IMAGES: Final = 64
+_DIAGNOSIS: Final = TypeAdapter(Diagnosis)
 _RECIPE, _METRICS, _COST = "recipe.yaml", "metrics.json", "cost.json"
 _MODEL, _WEIGHTS, _LAYERS, _MANIFEST = (
     "model.qonnx",
@@ -125,7 +130,9 @@ def load_job(
 
     Raises:
         ConfigError: There is no calibration data to fall back on.
-        DataError: Images are missing, do not fit, or are in both sets.
+        DataError: Images are missing, do not fit, or are in both sets; or the model has no such
+            class as a label says.
+        ModelError: Accuracy is to be measured, and the model is no classifier of the images.
     """
     calib = calib or model.data
     evaluation = evaluation or (model.data if calib == model.data else None)
@@ -143,7 +150,12 @@ def load_job(
     if evaluation is not None:
         shape = shape or calibration.image_shape
         measured = load_data(
-            evaluation, input_shape=shape, split=Split.EVAL, limit=eval_images, **shared
+            evaluation,
+            input_shape=shape,
+            split=Split.EVAL,
+            limit=eval_images,
+            classes=_classes(model, calibration),
+            **shared,
         )
         check_disjoint(calibration, measured)
     return Job(
@@ -154,6 +166,25 @@ def load_job(
         check_images=check_images,
         threads=threads,
     )
+
+
+@torch.no_grad()
+def _classes(model: LoadedModel, images: Dataset) -> int:
+    """Return how many classes a model tells apart; running it on an image is how to know."""
+    try:
+        logits = model.module(torch.from_numpy(images.slice(0, 1)))
+    except Exception as error:
+        raise ModelError(
+            f"{model.name} does not run on an image of shape {images.image_shape} (channels, "
+            f"height, width) of {images.name}: {error}"
+        ) from error
+    if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
+        found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise ModelError(
+            f"to measure accuracy a model has to give one tensor of shape (images, classes), got "
+            f"{found} from {model.name}; wrap it so, or leave --eval out"
+        )
+    return logits.shape[1]
 
 
 def tool_versions() -> dict[str, str]:
@@ -172,7 +203,7 @@ def tool_versions() -> dict[str, str]:
 class _Keys:
     """Hashes of what each step depends on."""
 
-    def __init__(self, job: Job, recipe: Recipe) -> None:
+    def __init__(self, job: Job, recipe: Recipe, calibrating: int) -> None:
         self.base = {
             "model": job.model.sha256,
             "threads": job.threads,
@@ -182,6 +213,7 @@ class _Keys:
         self.calibration = {
             **self.base,
             "images": job.calibration.fingerprint,
+            "calibrating": calibrating,
             "prepare": [(a.name, asdict(c)) for a, c in selected(recipe.algorithms, Stage.PREPARE)],
             "relu6_to_relu": recipe.relu6_to_relu,
             "batch": recipe.calibration.batch,
@@ -194,17 +226,33 @@ class _Keys:
 
 
 class _Point:
-    """The steps of one run, each computed once."""
+    """The steps of one run, each computed once.
 
-    def __init__(self, job: Job, recipe: Recipe, steps: Steps, progress: Progress) -> None:
+    Args:
+        job: Model and images.
+        recipe: What to do.
+        steps: Finished steps.
+        progress: Called with the name of each step.
+        calibrating: The first so many calibration images calibrate; None for all.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        recipe: Recipe,
+        steps: Steps,
+        progress: Progress,
+        calibrating: int | None = None,
+    ) -> None:
         self.job, self.recipe, self.steps, self.progress = job, recipe, steps, progress
-        self.keys = _Keys(job, recipe)
+        self._calibrating = len(job.calibration) if calibrating is None else calibrating
+        self.keys = _Keys(job, recipe, self._calibrating)
         self._calibration: torch.Tensor | None = None
 
     def calibration_images(self) -> torch.Tensor:
         """Return the calibration images, normalised."""
         if self._calibration is None:
-            self._calibration = torch.from_numpy(self.job.calibration.images)
+            self._calibration = torch.from_numpy(self.job.calibration.slice(0, self._calibrating))
         return self._calibration
 
     def evaluate(self, name: str, key: Mapping[str, Any], compute: Callable[[], Logits]) -> Logits:
@@ -242,11 +290,22 @@ class _Point:
                 if name.startswith("numbers.")
             },
             input_nonnegative=bool(kept["nonnegative"]),
-            images=len(self.job.calibration),
+            images=self._calibrating,
         )
 
     def quantized(self, prepared: PreparedModel) -> QuantizedModel:
-        """Return the quantized model."""
+        """Return the quantized model.
+
+        Finished layers are kept until the whole model is.
+        """
+        parts: list[str] = []
+
+        def keep(name: str, work: Callable[[], Tensors]) -> Tensors:
+            parts.append(name)
+            found = self.steps.arrays(
+                name, self.keys.quantized, lambda: {k: t.numpy() for k, t in work().items()}
+            )
+            return {k: torch.from_numpy(array) for k, array in found.items()}
 
         def compute() -> dict[str, npt.NDArray[Any]]:
             model = quantize(
@@ -255,12 +314,15 @@ class _Point:
                 self.calibration_images(),
                 self.recipe,
                 progress=self.progress,
+                keep=keep,
             )
             tensors, meanings = to_state(model)
             text = np.frombuffer(json.dumps(meanings).encode(), dtype=np.uint8)
             return {**{name: t.numpy() for name, t in tensors.items()}, "meanings": text}
 
         kept = self.steps.arrays("quantize", self.keys.quantized, compute)
+        for name in parts:
+            self.steps.forget(name, self.keys.quantized)
         meanings = json.loads(kept.pop("meanings").tobytes())
         tensors = {name: torch.from_numpy(array) for name, array in kept.items()}
         return from_state(prepared, tensors, meanings)
@@ -289,6 +351,7 @@ def run(
         LutwiseError: Anything that the steps refuse.
         MismatchError: The exported file does not give what the exact executor gives.
     """
+    recipe, trials = _searched(job, recipe, steps, progress)
     point = _Point(job, recipe, steps, progress)
     prepared = point.prepared()
     model = point.quantized(prepared)
@@ -299,6 +362,7 @@ def run(
         "mode": recipe.mode.value,
         "calibration": {"data": job.calibration.name, "images": len(job.calibration)},
         "evaluation": None,
+        "search": [asdict(trial) for trial in trials],
     }
     if job.evaluation is not None:
         metrics["evaluation"] = _measure(point, model, network)
@@ -314,8 +378,12 @@ def run(
         progress("price")
         cost = estimate(layer_shapes(network), job.folding)
         files[_COST] = to_json(cost.to_json())
-    layers = _layer_rows(point, model, network, cost)
-    files[_LAYERS] = _csv(layers)
+    diagnosis = _diagnosis(point, model)
+    layers = layer_rows(diagnosis.layers, cost.layers if cost else None, model.changes)
+    advice = advise(diagnosis.layers, diagnosis.points, logits_sqnr_db=diagnosis.logits_sqnr_db)
+    metrics["diagnosis"] = {k: v for k, v in asdict(diagnosis).items() if k != "layers"}
+    metrics["advice"] = [asdict(a) for a in advice]
+    files[_LAYERS] = layers_csv(layers)
     files[_METRICS] = to_json(metrics)
     for file, content in files.items():
         write_atomic(out / file, content)
@@ -324,6 +392,37 @@ def run(
     result = Result(recipe=recipe, metrics=metrics, cost=cost, layers=layers, manifest=manifest)
     _fail_on_mismatch(metrics, recipe)
     return result
+
+
+def _searched(
+    job: Job, recipe: Recipe, steps: Steps, progress: Progress
+) -> tuple[Recipe, tuple[Trial, ...]]:
+    """Return the recipe that the calibration images speak for, where a search is asked for."""
+    if not recipe.search:
+        return recipe, ()
+    calibrating = calibrating_images(len(job.calibration))
+    comparing = torch.from_numpy(job.calibration.slice(calibrating, len(job.calibration)))
+    reference = predict(job.model.module, comparing)
+    tried = 0
+
+    def score(candidate: Recipe) -> float:
+        nonlocal tried
+        tried += 1
+
+        def tell(step: str) -> None:
+            progress(f"candidate {tried}: {step}")
+
+        point = _Point(job, candidate, steps, tell, calibrating)
+
+        def compute() -> float:
+            model = point.quantized(point.prepared())
+            tell("compare with the float model")
+            return divergence(reference, predict(model, comparing))
+
+        return float(steps.json("trial", point.keys.quantized, compute))
+
+    relu6 = any(isinstance(m, torch.nn.ReLU6) for m in job.model.module.modules())
+    return choose(recipe, score, clips_at_six=relu6)
 
 
 def _lower(model: QuantizedModel) -> tuple[Network | None, str]:
@@ -450,48 +549,14 @@ def _weights(model: QuantizedModel) -> bytes:
     return content
 
 
-def _layer_rows(
-    point: _Point, model: QuantizedModel, network: Network | None, cost: NetworkCost | None
-) -> list[dict[str, Any]]:
-    def compute() -> list[dict[str, Any]]:
+def _diagnosis(point: _Point, model: QuantizedModel) -> Diagnosis:
+    def compute() -> Any:
         point.progress("diagnose layers")
-        images = point.calibration_images()[:_DIAGNOSED_IMAGES]
-        return [asdict(noise) for noise in diagnose(model, images)]
+        images = point.calibration_images()
+        count = affordable_images(model, min(_DIAGNOSED_IMAGES, len(images)))
+        return _DIAGNOSIS.dump_python(diagnose(model, images[:count]), mode="json")
 
-    rows: list[dict[str, Any]] = point.steps.json("diagnose", point.keys.quantized, compute)
-    if network is None or cost is None:
-        return rows
-    found = []
-    for row, priced in zip(rows, cost.layers, strict=True):
-        shape = priced.shape
-        found.append(
-            {
-                "layer": row["layer"],
-                "kind": shape.kind,
-                "weights": shape.weights.name,
-                "inputs": shape.activations.name,
-                "outputs": shape.output.name if shape.output else "accumulator",
-                "macs": shape.macs,
-                "weight_count": shape.weight_count,
-                "dot_length": shape.dot_length,
-                "accumulator_bits": shape.accumulator_bits,
-                "luts_per_mac": round(priced.lut_per_mac.value, 3),
-                "price": priced.lut_per_mac.source.value,
-                "dot_product_luts": round(priced.folded.mac_luts, 1),
-                "requantizer_luts": round(priced.folded.requantizer_luts, 1),
-                "cycles": priced.folded.cycles,
-                **{k: round(v, 3) for k, v in row.items() if k != "layer"},
-            }
-        )
-    return found
-
-
-def _csv(rows: list[dict[str, Any]]) -> bytes:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue().encode()
+    return _DIAGNOSIS.validate_python(point.steps.json("diagnose", point.keys.quantized, compute))
 
 
 def _manifest(job: Job, recipe: Recipe, name: str, out: Path, files: list[str]) -> dict[str, Any]:

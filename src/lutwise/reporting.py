@@ -1,18 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """From results to what plots and pages read."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from lutwise.errors import DataError
+from lutwise.export.layer_row import LayerAdvice, LayerRow, PointRow
 from lutwise.export.plots import plot_sweep
-from lutwise.export.points import Check, Estimate, LayerRow, RunSummary, SweepResult, write_csv
+from lutwise.export.points import Check, Estimate, RunSummary, SweepResult, write_csv
 from lutwise.export.report import write_sweep_report
+from lutwise.files import read_json
+from lutwise.layer_table import GAIN_SUFFIX
 from lutwise.pipeline import Result
 
-__all__ = ["draw_sweep", "estimate_of", "run_summary"]
+__all__ = ["SWEEP_FILE", "draw_sweep", "estimate_of", "read_sweep", "run_summary"]
+
+SWEEP_FILE: Final = "sweep.json"
 
 
 def estimate_of(entry: Mapping[str, Any]) -> Estimate:
@@ -39,13 +42,27 @@ def run_summary(result: Result) -> RunSummary:
             for check in exported.get("checks", [])
         ),
         export_note=exported.get("reason", ""),
-        layers=tuple(LayerRow(**row) for row in result.layers),
+        layers=tuple(map(_layer_row, result.layers)),
+        points=tuple(PointRow(**point) for point in metrics["diagnosis"]["points"]),
+        advice=tuple(LayerAdvice(**advice) for advice in metrics["advice"]),
+        diagnosed_images=metrics["diagnosis"]["images"],
         cost=cost,
         files=manifest["outputs"],
         versions=manifest["versions"],
         seed=manifest["seed"],
         **_measured(metrics["evaluation"]),
     )
+
+
+def _layer_row(row: Mapping[str, Any]) -> LayerRow:
+    """Return a row of ``layers.csv``; the columns of algorithms become one field."""
+    gains = {
+        key.removesuffix(GAIN_SUFFIX): value
+        for key, value in row.items()
+        if key.endswith(GAIN_SUFFIX) and value is not None
+    }
+    rest = {key: value for key, value in row.items() if not key.endswith(GAIN_SUFFIX)}
+    return LayerRow(**rest, gains=gains)
 
 
 def _measured(found: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -71,23 +88,17 @@ def _measured(found: Mapping[str, Any] | None) -> dict[str, Any]:
     }
 
 
-def draw_sweep(directory: Path) -> Path:
-    """Write ``pareto.csv``, the plots and the page of a sweep from its ``sweep.json``.
+def read_sweep(directory: Path) -> SweepResult:
+    """Read what a finished sweep found.
 
     Raises:
-        DataError: There is no such file, or it holds no sweep.
-        ConfigError: Its content does not fit.
+        DataError: There is no ``sweep.json``, or it is damaged.
     """
-    path = directory / "sweep.json"
-    try:
-        data = json.loads(path.read_bytes())
-    except OSError as error:
-        raise DataError(
-            f"cannot read {path}: {error.strerror}; wanted the directory of a finished sweep"
-        ) from error
-    except ValueError as error:
-        raise DataError(f"{path} is no JSON: {error}") from error
-    result = SweepResult.from_dict(data)
+    return read_json(directory / SWEEP_FILE, SweepResult.from_dict, command="sweep")
+
+
+def draw_sweep(result: SweepResult, directory: Path) -> Path:
+    """Write ``pareto.csv``, the plots and the page of a sweep; return the page's path."""
     write_csv(result, directory / "pareto.csv")
     plot_sweep(result, directory)
     return write_sweep_report(result, directory)

@@ -3,23 +3,23 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
-from dataclasses import dataclass
-from multiprocessing import get_context
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Final
 
 import torch
 
 from lutwise.cost_models.estimate import NetworkCost
-from lutwise.errors import ConfigError
+from lutwise.errors import ConfigError, LutwiseError
 from lutwise.export.points import Family, Point, SweepResult
 from lutwise.export.report import write_run_report
 from lutwise.files import write_atomic
 from lutwise.pipeline import Job, Result, run, tool_versions
 from lutwise.quant.formats import IntFormat
-from lutwise.reporting import draw_sweep, estimate_of, run_summary
+from lutwise.reporting import SWEEP_FILE, draw_sweep, estimate_of, run_summary
 from lutwise.space import SpacePoint
+from lutwise.workers import busy, interrupts_held, worker_pool
 from lutwise.workspace import Steps, to_json
 
 __all__ = ["sweep"]
@@ -29,14 +29,6 @@ _STEPS: Final = ".steps"
 
 PointProgress = Callable[[str, str], None]
 """Called with a point's name and the step it is at; the step ``done`` is the last."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Worker:
-    """What a worker process needs to run a point."""
-
-    load: Callable[[], Job]
-    out: Path
 
 
 _JOB: Job | None = None
@@ -72,10 +64,10 @@ def sweep(
     if jobs == 1:
         results = [_run_point(job, point, out, progress) for point in points]
     else:
-        results = _run_parallel(_Worker(load, out), points, jobs, progress)
+        results = _run_parallel(load, points, out, jobs, progress)
     result = _collect(job, points, results)
-    write_atomic(out / "sweep.json", to_json(result.to_dict()))
-    draw_sweep(out)
+    write_atomic(out / SWEEP_FILE, to_json(result.to_dict()))
+    draw_sweep(result, out)
     return result
 
 
@@ -95,20 +87,27 @@ def _run_point(job: Job, point: SpacePoint, out: Path, progress: PointProgress) 
 
 
 def _run_parallel(
-    worker: _Worker, points: Sequence[SpacePoint], jobs: int, progress: PointProgress
+    load: Callable[[], Job],
+    points: Sequence[SpacePoint],
+    out: Path,
+    jobs: int,
+    progress: PointProgress,
 ) -> list[Result]:
-    with ProcessPoolExecutor(
-        jobs, mp_context=get_context("spawn"), initializer=_start_worker, initargs=(worker,)
-    ) as pool:
-        futures = {pool.submit(_work, worker.out, point): point for point in points}
-        for future, point in futures.items():
-            future.add_done_callback(functools.partial(_tell_done, progress, point.name))
-        done, pending = wait(futures, return_when=FIRST_EXCEPTION)
-        for future in pending:
-            future.cancel()
-        for future in done:
-            future.result()
-        return [future.result() for future in futures]
+    try:
+        with worker_pool(jobs) as pool:
+            with interrupts_held():
+                futures = {pool.submit(_work, load, out, point): point for point in points}
+            for future, point in futures.items():
+                future.add_done_callback(functools.partial(_tell_done, progress, point.name))
+            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+            for future in done:
+                future.result()
+            return [future.result() for future in futures]
+    except BrokenProcessPool as error:
+        raise LutwiseError(
+            f"a process that worked on {str(out)!r} was killed, perhaps for want of memory; the "
+            "same command continues where it stopped, with fewer --jobs in less memory"
+        ) from error
 
 
 def _tell_done(progress: PointProgress, name: str, future: Future[Result]) -> None:
@@ -116,15 +115,14 @@ def _tell_done(progress: PointProgress, name: str, future: Future[Result]) -> No
         progress(name, "done")
 
 
-def _start_worker(worker: _Worker) -> None:
+def _work(load: Callable[[], Job], out: Path, point: SpacePoint) -> Result:
+    """Run a point in a worker process, which loads the job once."""
     global _JOB
-    _JOB = worker.load()
-    torch.set_num_threads(_JOB.threads)
-
-
-def _work(out: Path, point: SpacePoint) -> Result:
-    assert _JOB is not None
-    return _run_point(_JOB, point, out, lambda name, step: None)
+    with busy():
+        if _JOB is None:
+            _JOB = load()
+            torch.set_num_threads(_JOB.threads)
+        return _run_point(_JOB, point, out, lambda name, step: None)
 
 
 def _collect(job: Job, points: Sequence[SpacePoint], results: Sequence[Result]) -> SweepResult:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from lutwise.errors import OutputError
 from lutwise.files import write_atomic
 
-__all__ = ["Steps", "code_digest", "digest", "ensure_writable", "sha256_of", "to_json"]
+__all__ = ["Steps", "code_digest", "digest", "sha256_of", "to_json"]
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -50,17 +50,6 @@ def code_digest() -> str:
             total.update(str(path.relative_to(folder)).encode())
             total.update(path.read_bytes())
     return total.hexdigest()
-
-
-def ensure_writable(folder: Path) -> None:
-    """Make a folder and check that it takes files, before hours of work.
-
-    Raises:
-        OutputError: It cannot be made or written.
-    """
-    probe = folder / ".writable"
-    write_atomic(probe, b"")
-    probe.unlink()
 
 
 class Steps:
@@ -106,6 +95,10 @@ class Steps:
         write_atomic(path, buffer.getvalue())
         self._finished(step, path, start)
         return result
+
+    def forget(self, step: str, key: Mapping[str, Any]) -> None:
+        """Drop the kept arrays of a step whose result is part of a later one's."""
+        self._path(step, key, "npz").unlink(missing_ok=True)
 
     def _path(self, step: str, key: Mapping[str, Any], suffix: str) -> Path:
         return self._root / f"{step}-{digest(key)[:20]}.{suffix}"

@@ -2,6 +2,7 @@
 """The command line from the outside: results, exit codes, messages."""
 
 import contextlib
+import csv
 import io
 import json
 import os
@@ -17,9 +18,11 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from lutwise.cli import main
+from lutwise.files import locked
 from lutwise.quant import zoo
 
 RESNET = Path(zoo.__file__).parent / "resnet8.safetensors"
@@ -72,6 +75,28 @@ def test_run_writes_what_it_says(tmp_path: Path) -> None:
     assert 0 < luts < result["luts_folded"]["dot_products"]
 
 
+def test_run_names_the_layer_that_dominates(tmp_path: Path) -> None:
+    ruin = "overrides=[{layers: stages.1.conv2, weights: int2}]"
+    loud = [word for word in FEW if word != "--quiet"]
+    done = quantize("run", "zoo/resnet8", "--set", ruin, "--out", tmp_path, "--check-images", 0,
+                    *loud)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    warned = done.stderr[done.stderr.index("warning: ") :].splitlines()
+    assert warned[0].startswith("warning: stages.1.conv2 (conv) makes ")
+    assert warned[1:] == [
+        "for the recipe:", "  overrides:", '    - {layers: "stages.1.conv2", weights: int8}',
+    ]  # fmt: skip
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert [a["layer"] for a in metrics["advice"]] == ["stages.1.conv2"]
+    assert metrics["diagnosis"]["images"] == 32
+    assert "Layers that dominate the error" in (tmp_path / "report.html").read_text()
+    with (tmp_path / "layers.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    worst = max(rows, key=lambda row: float(row["error_share"]))
+    assert worst["layer"] == "stages.1.conv2"
+    assert all("bias_correction_gain_db" in row for row in rows)
+
+
 SPACE = """
 recipe: {algorithms: []}
 points:
@@ -115,6 +140,52 @@ def test_a_killed_sweep_continues_to_the_same_bytes(tmp_path: Path) -> None:
     events = (cut / "events.jsonl").read_text().splitlines()
     assert len(events) == len((whole / "events.jsonl").read_text().splitlines())
     assert before > 0
+
+
+@pytest.mark.parametrize("to_all", [True, False], ids=["terminal", "parent"])
+def test_an_interrupted_parallel_sweep_stops_and_continues(tmp_path: Path, to_all: bool) -> None:
+    space, out = tmp_path / "space.yaml", tmp_path / "out"
+    space.write_text(SPACE)
+    arguments = ["sweep", "zoo/resnet8", "--space", str(space), "--out", str(out),
+                 "--check-images", "10", *FEW]  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lutwise", *arguments, "--jobs", "2"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    while not (out / "events.jsonl").exists():
+        assert process.poll() is None, "ended before it was interrupted"
+        time.sleep(0.02)
+    (os.killpg if to_all else os.kill)(process.pid, signal.SIGINT)
+    start = time.monotonic()
+    printed, said = process.communicate()
+    assert time.monotonic() - start < 4  # about one on an idle machine
+    assert process.returncode == 130
+    assert (printed, said) == (
+        "", "interrupted; the same command continues where it stopped\n",
+    )  # fmt: skip
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
+    assert not list(out.rglob(".*.part"))
+    assert not (out / "sweep.json").exists()
+    before = finished_steps(out)
+    assert before
+    assert quantize(*arguments).returncode == 0
+    assert not set(before) & set(finished_steps(out)[len(before) :])
+
+
+def finished_steps(out: Path) -> list[str]:
+    lines = (out / "events.jsonl").read_text().splitlines()
+    return [json.loads(line)["result"] for line in lines]
+
+
+def test_a_directory_has_one_writer(tmp_path: Path) -> None:
+    out = tmp_path / "busy"
+    for command in (["run"], ["sweep"]):
+        with locked(out):
+            done = quantize(*command, "zoo/resnet8", "--out", out, *FEW)
+        assert done.returncode == 1
+        assert done.stderr.startswith(f"error: another process is writing {str(out)!r}")
+    assert [path.name for path in out.iterdir()] == [".lock"]
 
 
 def test_parallel_points_give_the_same(tmp_path: Path) -> None:
@@ -169,6 +240,22 @@ def broken(tmp_path: Path, case: str) -> list[object]:
             path = tmp_path / "r.yaml"
             path.write_text("wieghts: int4\n")
             return ["run", "zoo/resnet8", "--recipe", path, *out]
+        case "unknown class":
+            path = tmp_path / "eleven.npz"
+            images = np.zeros((2, 28, 28), np.uint8)
+            images[0] = 1
+            np.savez(path, images=images, labels=np.array([9, 10]))
+            return ["run", "zoo/resnet8", "--eval", path, "--calib", "zoo/fashion_mnist", *out]
+        case "unknown class in labels.csv":
+            Image.new("L", (28, 28)).save(tmp_path / "a.png")
+            (tmp_path / "labels.csv").write_text("file,label\na.png,10\n")
+            return ["run", "zoo/resnet8", "--eval", tmp_path, "--calib", "zoo/fashion_mnist", *out]
+        case "more class folders":
+            for number in range(11):
+                (tmp_path / "eval" / f"{number:02d}").mkdir(parents=True)
+                Image.new("L", (28, 28), number).save(tmp_path / f"eval/{number:02d}/a.png")
+            return ["run", "zoo/resnet8", "--eval", tmp_path / "eval", "--calib",
+                    "zoo/fashion_mnist", *out]  # fmt: skip
         case "same images":
             return ["run", "zoo/resnet8", "--calib", "zoo/fashion_mnist", "--eval",
                     _calibration_as_file(tmp_path), *out]  # fmt: skip
@@ -195,6 +282,9 @@ def _calibration_as_file(tmp_path: Path) -> Path:
         ("nan weights", 1, "head.weight"),
         ("unwritable", 1, "cannot write"),
         ("recipe key", 2, "wieghts: unknown key"),
+        ("unknown class", 1, "eleven.npz: 1 labels are out of range, the first is 10 of image 1"),
+        ("unknown class in labels.csv", 1, "the model has 10 classes"),
+        ("more class folders", 1, "the first is 10 of image 10"),
         ("same images", 1, "also calibration images"),
         ("e0m3", 2, "no format 'e0m3'"),
         ("int9", 2, "no format 'int9'"),
@@ -269,3 +359,36 @@ def test_report_and_estimate_refuse_other_folders(tmp_path: Path) -> None:
         done = quantize(command, tmp_path)
         assert done.returncode == 1
         assert done.stderr.startswith("error: cannot read")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "{}", "null", '{"layers": [{"name": 3}]}', '{"model": 1}']
+)
+@pytest.mark.parametrize(("command", "file"), [("report", "sweep.json"), ("estimate", "cost.json")])
+def test_damaged_results_are_named(tmp_path: Path, command: str, file: str, content: str) -> None:
+    (tmp_path / file).write_text(content)
+    done = quantize(command, tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {tmp_path / file} is damaged: ")
+    assert "command writes it again" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_a_price_list_that_contradicts_itself_is_damaged(tmp_path: Path) -> None:
+    layer = {
+        "name": "a", "kind": "conv", "macs": 64, "weight_bits": 32, "dot_length": 4, "outputs": 2,
+        "weights": "int4", "activations": "uint4", "accumulator_bits": 10, "output": "uint4",
+    }  # fmt: skip
+    path = tmp_path / "cost.json"
+    path.write_text(json.dumps({"layers": [layer]}))
+    assert quantize("estimate", tmp_path).returncode == 0
+    for change in (
+        {"dot_length": 0}, {"weights": "int9"}, {"outputs": 3}, {"accumulator_bits": -1},
+        {"macs": "many"}, {"output": 7},
+    ):  # fmt: skip
+        path.write_text(json.dumps({"layers": [{**layer, **change}]}))
+        done = quantize("estimate", tmp_path)
+        assert done.returncode == 1, change
+        assert done.stderr.startswith(f"error: {path} is damaged: "), change

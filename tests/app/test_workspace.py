@@ -5,8 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lutwise.errors import OutputError
-from lutwise.workspace import Steps, digest, ensure_writable, to_json
+from lutwise.workspace import Steps, digest, to_json
 
 
 def steps(folder: Path) -> Steps:
@@ -63,10 +62,3 @@ def test_digest_does_not_depend_on_the_order_of_keys() -> None:
 def test_json_refuses_nan() -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         to_json({"x": float("nan")})
-
-
-def test_unwritable_folder_is_refused(tmp_path: Path) -> None:
-    blocked = tmp_path / "file"
-    blocked.write_text("")
-    with pytest.raises(OutputError, match="cannot write"):
-        ensure_writable(blocked / "run")

@@ -4,11 +4,11 @@
 from collections.abc import Mapping
 from typing import Any
 
+from lutwise.export.layer_row import LayerAdvice, LayerRow, PointRow
 from lutwise.export.points import (
     Check,
     Estimate,
     Family,
-    LayerRow,
     Point,
     RunSummary,
     SweepResult,
@@ -75,13 +75,15 @@ def layers() -> tuple[LayerRow, ...]:
             layer="conv1", kind="conv", weights="int8", inputs="int8", outputs="ue2m2", macs=1000,
             weight_count=72, dot_length=9, accumulator_bits=20, luts_per_mac=40.5, price="table",
             dot_product_luts=900.0, requantizer_luts=120.5, cycles=300, weight_sqnr_db=40.0,
-            output_sqnr_db=30.5, weights_at_ends=0.01,
+            output_sqnr_db=30.5, weights_at_ends=0.01, error_share=0.62, alone_share=0.4,
+            inputs_clipped=0.0123, gains={"gptq": 2.5},
         ),
         LayerRow(
             layer="fc", kind="linear", weights="e2m1", inputs="ue2m2", outputs="accumulator",
             macs=640, weight_count=640, dot_length=64, accumulator_bits=16, luts_per_mac=12.25,
             price="formula", dot_product_luts=400.0, requantizer_luts=0.0, cycles=20,
-            weight_sqnr_db=200.0, output_sqnr_db=15.0, weights_at_ends=0.02,
+            weight_sqnr_db=200.0, output_sqnr_db=15.0, weights_at_ends=0.02, error_share=-0.08,
+            alone_share=0.02,
         ),
     )  # fmt: skip
 
@@ -108,6 +110,19 @@ def run(**changes: Any) -> RunSummary:
             Check(executor="qonnx", images=64, outputs=640, mismatches=3),
         ),
         "layers": layers(),
+        "points": (
+            PointRow(
+                node="add", format="int4", clipped=0.004, codes_dead=0.25, error_share=0.11,
+                sqnr_alone_db=31.5,
+            ),
+        ),
+        "advice": (
+            LayerAdvice(
+                layer="conv1", share=0.62, causes=("sensitive",), text="conv1 makes 62 %.",
+                override='- {layers: "conv1", weights: int8}',
+            ),
+        ),
+        "diagnosed_images": 48,
         "cost": {
             "assumptions": {"luts": "estimated"},
             "folding": {"pe": 4, "simd": 8},
@@ -116,5 +131,5 @@ def run(**changes: Any) -> RunSummary:
         "files": {"model.qonnx": "ab" * 32},
         "versions": {"torch": "2.0"},
         "seed": 7,
-    }
+    }  # fmt: skip
     return RunSummary(**(values | changes))

@@ -10,10 +10,11 @@ import matplotlib as mpl
 import pytest
 
 from lutwise.errors import ConfigError, OutputError
+from lutwise.export.layer_row import LayerRow
 from lutwise.export.plot_style import STYLES, THEME_VARIABLES, short_count
 from lutwise.export.plot_window import accuracy_window
 from lutwise.export.plots import layers_svg, plot_layers, plot_sweep, sweep_svg
-from lutwise.export.points import Family, LayerRow, SweepResult
+from lutwise.export.points import Family, SweepResult
 from tests.export.samples import ACCURACIES, estimate, layers, point, sweep
 
 STEMS = (
@@ -162,6 +163,24 @@ def test_plot_layers_without_prices_shows_noise_only() -> None:
 
 def test_plot_layers_marks_layers_without_noise() -> None:
     assert "exact" in texts(layers_svg(layers()))
+
+
+def test_plot_layers_names_large_shares() -> None:
+    found = texts(layers_svg(layers()))
+    assert "62 %" in found
+    assert "share of the final error (%)" in found
+
+
+def test_plot_layers_cuts_the_axis_at_one_huge_share() -> None:
+    rows = [LayerRow(layer="a", error_share=0.2), LayerRow(layer="b", error_share=-9.0)]
+    found = texts(layers_svg(rows))
+    assert {"20 %", "-900 %"} <= set(found)
+    ticks = [
+        float(t.replace("\N{MINUS SIGN}", "-"))
+        for t in found
+        if t.strip("\N{MINUS SIGN}").isdigit()
+    ]
+    assert min(ticks) >= -30
 
 
 def test_plot_layers_of_nothing_is_drawn() -> None:

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lutwise.errors import ConfigError
+from lutwise.export.layer_row import LayerRow
 from lutwise.export.points import (
     Estimate,
     Family,
-    LayerRow,
     Point,
     RunSummary,
     SweepResult,

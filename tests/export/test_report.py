@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from lutwise.errors import ConfigError
+from lutwise.export.layer_row import LayerRow
 from lutwise.export.markup import join, raw, tag
-from lutwise.export.points import Check, LayerRow, RunSummary
+from lutwise.export.points import Check, RunSummary
 from lutwise.export.report import write_run_report, write_sweep_report
 from lutwise.export.sweep_page import cheapest_within
 from lutwise.export.text import count, decibel, file_size, interval, percent, short, shorten
@@ -103,14 +104,19 @@ def test_sweep_page_escapes_names(tmp_path: Path) -> None:
 
 def test_run_page_escapes_names(tmp_path: Path) -> None:
     rows = tuple(
-        replace(row, layer=EVIL + str(i), kind=EVIL, weights=EVIL, inputs=EVIL, price=EVIL)
+        replace(
+            row, layer=EVIL + str(i), kind=EVIL, weights=EVIL, inputs=EVIL, price=EVIL,
+            gains={EVIL: 1.0},
+        )
         for i, row in enumerate(run().layers)
-    )
+    )  # fmt: skip
+    points = tuple(replace(point, node=EVIL, format=EVIL) for point in run().points)
+    advice = tuple(replace(a, layer=EVIL, text=EVIL, override=EVIL) for a in run().advice)
     odd = run(
         name=EVIL, model=EVIL, mode=EVIL, recipe_yaml=EVIL, calibration_data=EVIL, layers=rows,
         evaluation_data=EVIL, checks=(Check(executor=EVIL, images=1, outputs=1, mismatches=1),),
         cost={EVIL: {EVIL: EVIL}, "assumptions": {EVIL: EVIL}}, files={EVIL: EVIL},
-        versions={EVIL: EVIL}, interval=EVIL,
+        versions={EVIL: EVIL}, interval=EVIL, points=points, advice=advice,
     )  # fmt: skip
     text = write_run_report(odd, tmp_path).read_text()
     assert text.count("<script") == 1
@@ -227,6 +233,32 @@ def test_run_page_does_not_call_an_empty_check_good(tmp_path: Path) -> None:
 def test_run_page_reports_fake_quantization_without_exact(tmp_path: Path) -> None:
     text = Page(write_run_report(run(exact_accuracy=None), tmp_path).read_text()).text
     assert "accuracy, fake quantization in float32 90.8 %" in text
+
+
+def test_run_page_says_which_layers_dominate(tmp_path: Path) -> None:
+    text = write_run_report(run(), tmp_path).read_text()
+    page = Page(text)
+    assert (
+        "Layers that dominate the error conv1 makes 62 %. For the recipe: "
+        'overrides: - {layers: "conv1", weights: int8}'
+    ) in page.text
+    assert re.findall(r'<tr class="marked"><th scope="row">(\w+)<', text) == ["conv1"]
+    assert "48 calibration images" in page.text
+    calm = Page(write_run_report(run(advice=()), tmp_path).read_text())
+    assert "dominate" not in calm.text
+    assert "marked" not in {value for _, key, value in calm.attributes if key == "class"}
+
+
+def test_run_page_shows_shares_gains_and_points(tmp_path: Path) -> None:
+    page = Page(write_run_report(run(), tmp_path).read_text())
+    for words in (
+        "share of the error", "62.0 %", "-8.0 %", "1.23 %", "outputs SQNR won by gptq", "2.5 dB",
+        "Quantizers that belong to no layer", "add int4 11.0 % 31.5 dB 0.40 % 25.0 %",
+    ):  # fmt: skip
+        assert words in page.text, words
+    bare = Page(write_run_report(run(points=(), layers=run().layers[1:]), tmp_path).read_text())
+    assert "won by" not in bare.text
+    assert "belong to no layer" not in bare.text
 
 
 def test_tag_escapes_text_but_not_elements() -> None:

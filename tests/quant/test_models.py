@@ -76,7 +76,7 @@ def test_zoo_architecture_traces_and_runs(name: str) -> None:
     kinds = {type(m).__module__.partition(".")[0] for m in module.modules() if m is not module}
     assert kinds == {"torch"}
     assert {n.op for n in module.graph.nodes} <= {
-        "placeholder", "call_module", "call_function", "output",
+        "placeholder", "get_attr", "call_module", "call_function", "output",
     }  # fmt: skip
 
 

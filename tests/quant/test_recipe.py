@@ -45,8 +45,12 @@ def test_later_settings_win(tmp_path: Path) -> None:
         ("algorithms: [gptqq]", "no algorithm 'gptqq'; known are"),
         ("algorithms: {equalize: {iters: 3}}", "has no setting 'iters'"),
         ("algorithms: {equalize: {iterations: many}}", "equalize.iterations is int, got 'many'"),
+        ("algorithms: 3", "algorithms: wanted a name, a list of names"),
+        ("algorithms: [equalize, {bias_correction: {}}]", "algorithms: wanted a name, a list"),
+        ("algorithms: {equalize: 3}", "a mapping of names to their settings"),
+        ("algorithms:", "[] for none"),
         ("calibration: {images: 0}", "calibration.images"),
-        ("algorithms: {bias_correction: {images: 0}}", "at least one image"),
+        ("algorithms: {gptq: {block: 0}}", "at least one column"),
         ("algorithms: {equalize: {iterations: 0}}", "at least one iteration"),
         ("[1, 2]", "a recipe is a mapping, got list"),
         ("[]", "a recipe is a mapping, got list"),
@@ -75,6 +79,14 @@ def test_ocp_formats_keep_their_sign() -> None:
 def test_missing_recipe_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot read the recipe"):
         load_recipe(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(
+    "given", ["equalize", ["equalize"], {"equalize": {}}, {"equalize": None}], ids=str
+)
+def test_one_algorithm_may_stand_alone(given: object) -> None:
+    recipe = build_recipe({"algorithms": given}, changes={}, where="test")
+    assert list(recipe.algorithms) == ["equalize"]
 
 
 def test_algorithms_run_in_the_order_of_the_registry() -> None:

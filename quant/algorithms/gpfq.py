@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""GPFQ."""
+
+from dataclasses import dataclass
+
+import torch
+
+from lutwise.quant import solvers
+from lutwise.quant.algorithms.gptq import check_solver
+from lutwise.quant.algorithms.problems import LayerProblem
+from lutwise.quant.algorithms.registry import Stage, register
+from lutwise.quant.quantized import QuantizedWeight
+from lutwise.quant.solvers import Order
+
+__all__ = ["GpfqConfig", "gpfq"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpfqConfig:
+    """Settings.
+
+    Args:
+        order: Of the columns: by input power, or as they are.
+        block: Columns between two matrix products; decides speed alone.
+
+    Raises:
+        ConfigError: Out of range.
+    """
+
+    order: Order = Order.ACTIVITY
+    block: int = 64
+
+    def __post_init__(self) -> None:
+        check_solver("gpfq", block=self.block, damping=0.0, sweeps=0)
+
+
+@register("gpfq", Stage.ROUND, GpfqConfig)
+@torch.no_grad()
+def gpfq(problem: LayerProblem, config: GpfqConfig) -> QuantizedWeight:
+    """Round each column to what cancels the error of all columns before it.
+
+    Reference:
+        arXiv 2201.11113, equation 2.
+    """
+    solution = solvers.gpfq(
+        problem.start.format,
+        problem.in_units,
+        problem.gram,
+        problem.cross,
+        order=config.order,
+        block=config.block,
+    )
+    return problem.rounded(solution.values)

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What algorithms are given and what they give back."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import nn
+
+from lutwise.quant.gram import Layer, columns, gram, weight_of
+from lutwise.quant.quantized import QuantizedWeight
+
+__all__ = ["BlockProblem", "Correction", "LayerOutputs", "LayerProblem"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LayerProblem:
+    """Weights of a layer to be rounded.
+
+    Args:
+        name: Module name.
+        layer: The layer, for its kind and shape.
+        weight: Float weights, shape of the layer's.
+        start: Scales, and weights rounded to nearest.
+        inputs: What the layer reads in the quantized model, batch by batch.
+        float_inputs: What it reads in the float model; empty where the algorithm does not ask.
+    """
+
+    name: str
+    layer: Layer
+    weight: torch.Tensor
+    start: QuantizedWeight
+    inputs: Sequence[torch.Tensor]
+    float_inputs: Sequence[torch.Tensor]
+
+    @cached_property
+    def gram(self) -> torch.Tensor:
+        """H of the quantized inputs, (groups, n, n)."""
+        return gram(self.layer, self.inputs)
+
+    @cached_property
+    def float_gram(self) -> torch.Tensor:
+        """H of the float inputs, (groups, n, n)."""
+        return gram(self.layer, self.float_inputs)
+
+    @cached_property
+    def cross(self) -> torch.Tensor:
+        """G, the quantized inputs against the float inputs, (groups, n, n)."""
+        return gram(self.layer, self.inputs, self.float_inputs)
+
+    @property
+    def in_units(self) -> torch.Tensor:
+        """Float weights divided by their scales, (groups, rows, n), columns as in `gram`."""
+        shape = (-1,) + (1,) * (self.weight.dim() - 1)
+        return columns(self.layer, self.weight / self.start.scales.reshape(shape))
+
+    def start_values(self) -> torch.Tensor:
+        """Return the weights rounded to nearest, (groups, rows, n)."""
+        return columns(self.layer, self.start.values.to(self.weight.dtype))
+
+    def rounded(self, values: torch.Tensor) -> QuantizedWeight:
+        """Return the weight that holds values (groups, rows, n) of the format."""
+        return QuantizedWeight(
+            format=self.start.format,
+            values=weight_of(self.layer, values).double(),
+            scales=self.start.scales,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class BlockProblem:
+    """Weights of neighbouring layers to be rounded together.
+
+    Args:
+        layers: Problems of the layers by node name, in execution order; without inputs.
+        inputs: What the block reads in the quantized model, batch by batch.
+        targets: What it gives in the float model.
+        run: Differentiable ``(weights by node name, input) -> output`` with quantized activations.
+        seed: Of the choice of images.
+    """
+
+    layers: Mapping[str, LayerProblem]
+    inputs: Sequence[torch.Tensor]
+    targets: Sequence[torch.Tensor]
+    run: Callable[[Mapping[str, torch.Tensor], torch.Tensor], torch.Tensor]
+    seed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LayerOutputs:
+    """Outputs of a layer, batch by batch.
+
+    Args:
+        name: Module name.
+        layer: The layer.
+        per_channel: Its weights have a scale per channel.
+        floats: Of the float model.
+        quantized: Of the quantized model, before the output's quantizer.
+    """
+
+    name: str
+    layer: Layer
+    per_channel: bool
+    floats: Sequence[torch.Tensor]
+    quantized: Sequence[torch.Tensor]
+
+    @property
+    def axes(self) -> list[int]:
+        """All dimensions but the channels."""
+        if isinstance(self.layer, nn.Conv2d):
+            return [0, 2, 3]
+        return list(range(self.floats[0].dim() - 1))
+
+    def spread(self, channels: torch.Tensor) -> torch.Tensor:
+        """Return one number per channel in a shape that broadcasts against the outputs."""
+        return channels.reshape(-1, 1, 1) if isinstance(self.layer, nn.Conv2d) else channels
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Correction:
+    """An affine change of a layer's outputs, ``gain * output + shift``.
+
+    Args:
+        gain: Positive, per channel, float32; None for one.
+        shift: Per channel, float32.
+    """
+
+    gain: torch.Tensor | None
+    shift: torch.Tensor

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Try combinations of algorithms and keep the one that calibration images speak for.
+
+No evaluation image and no label is looked at: the images for calibration are split, one part
+calibrates every candidate, the other compares its outputs with the float model's.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+
+from lutwise.errors import CalibrationError
+from lutwise.quant.recipe import GraphMode, Recipe, build_recipe
+
+__all__ = ["Trial", "calibrating_images", "choose", "divergence"]
+
+_HELD_BACK: Final = 0.25
+"""Share of the calibration images that compare candidates."""
+
+Score = Callable[[Recipe], float]
+"""Quantizes by a recipe and returns the divergence of the images that compare."""
+
+Changes = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """A candidate that was tried.
+
+    Args:
+        change: What it changes of the best one before it, for people.
+        divergence: From the float model's outputs, see `divergence`.
+        kept: It was the best so far.
+    """
+
+    change: str
+    divergence: float
+    kept: bool
+
+
+def divergence(reference: torch.Tensor, logits: torch.Tensor) -> float:
+    """Return the mean Kullback-Leibler divergence of class probabilities from the float model's.
+
+    Args:
+        reference: The float model's logits, shape (n, classes).
+        logits: The quantized model's.
+    """
+    wanted, found = (t.double().log_softmax(-1) for t in (reference, logits))
+    return float((wanted.exp() * (wanted - found)).sum(-1).mean())
+
+
+def calibrating_images(images: int) -> int:
+    """Return how many of the calibration images calibrate candidates; the rest compare them.
+
+    Raises:
+        CalibrationError: There are fewer than four.
+    """
+    if images < 4:
+        raise CalibrationError(
+            "`search` (preset best) divides the calibration images and needs at least 4, got "
+            f"{images}"
+        )
+    return images - max(1, round(images * _HELD_BACK))
+
+
+def choose(recipe: Recipe, score: Score, *, clips_at_six: bool) -> tuple[Recipe, tuple[Trial, ...]]:
+    """Return the best recipe, stage by stage: each stage's winner is where the next one starts.
+
+    Args:
+        recipe: Where to start from.
+        score: Less is better.
+        clips_at_six: The model has ReLU6, which may be replaced by ReLU.
+
+    Returns:
+        The recipe, with ``search`` off, and what was tried, in order.
+    """
+    best = recipe.model_copy(update={"search": False})
+    least = score(best)
+    trials = [Trial(change="start", divergence=least, kept=True)]
+    for stage in (_preparation, _rounding, _correction, _ranges):
+        winner = best
+        for change, changes in stage(best, clips_at_six):
+            candidate = build_recipe(
+                best.model_dump(mode="json"), changes=changes, where="a candidate of the search"
+            )
+            found = score(candidate)
+            trials.append(Trial(change=change, divergence=found, kept=found < least))
+            if found < least:
+                winner, least = candidate, found
+        best = winner
+    return best, tuple(trials)
+
+
+Options = Sequence[tuple[str, Changes]]
+
+
+def _with(recipe: Recipe, without: set[str], **more: Mapping[str, Any]) -> Changes:
+    kept = {name: s for name, s in recipe.algorithms.items() if name not in without}
+    return {"algorithms": {**kept, **more}}
+
+
+def _preparation(recipe: Recipe, clips_at_six: bool) -> Options:
+    options: list[tuple[str, Changes]] = []
+    if "equalize" in recipe.algorithms:
+        options.append(("without equalize", _with(recipe, {"equalize"})))
+        if clips_at_six and not recipe.relu6_to_relu:
+            options.append(("relu6_to_relu", {"relu6_to_relu": True}))
+    if recipe.mode is GraphMode.LAYERWISE:
+        smooth = _with(recipe, {"equalize"}, smooth_quant={"search": True})
+        options.append(("smooth_quant for equalize", smooth))
+    return options
+
+
+_ROUNDING: Final = {"gptq", "qronos", "gpfq", "learned_rounding", "block_rounding"}
+
+
+def _rounding(recipe: Recipe, clips_at_six: bool) -> Options:
+    del clips_at_six
+    return [
+        (name, _with(recipe, _ROUNDING, **{name: {}}))
+        for name in ("qronos", "learned_rounding")
+        if name not in recipe.algorithms
+    ]
+
+
+def _correction(recipe: Recipe, clips_at_six: bool) -> Options:
+    del clips_at_six
+    if "norm_reestimation" in recipe.algorithms or recipe.weights.granularity != "channel":
+        return []
+    return [("norm_reestimation", _with(recipe, set(), norm_reestimation={}))]
+
+
+def _ranges(recipe: Recipe, clips_at_six: bool) -> Options:
+    del clips_at_six
+    others = [r for r in ("mse", "percentile") if r != recipe.activations.range]
+    return [(f"activations.range {r}", {"activations.range": r}) for r in others]
