@@ -116,6 +116,7 @@ def brevitas_settings(fmt: str, *, equalize: int, correct: bool) -> BrevitasSett
         equalize_iterations=equalize,
         gptq=True,
         act_order=True,
+        gptq_quantized_activations=True,
         bias_correction=correct,
         batch=64,
     )

@@ -44,7 +44,7 @@ def find_blocks(model: PreparedModel) -> tuple[Block, ...]:
     """Cut a graph wherever a single tensor carries all that follows.
 
     A residual block, with its shortcut, is one block; so is a chain's layer with its ReLU.
-    Stretches without layers belong to the block before them.
+    Stretches without layers belong to the block before them, at the start to the one after.
     """
     nodes = [n for n in model.graph.graph.nodes if n.op != "output"]
     place = {node: i for i, node in enumerate(nodes)}
@@ -58,12 +58,13 @@ def find_blocks(model: PreparedModel) -> tuple[Block, ...]:
         alone = reach <= i
         reach = max(reach, last.get(node, i))
         if i and alone:
-            has_layer = any(model.kinds[n.name] is Kind.LAYER for n in held)
-            if has_layer or not found:
+            if any(model.kinds[n.name] is Kind.LAYER for n in held):
                 found.append(Block(entry=entry, nodes=tuple(held)))
-            else:
+            elif found:
                 before = found.pop()
                 found.append(Block(entry=before.entry, nodes=(*before.nodes, *held)))
+            else:
+                continue  # the first layer is yet to come
             entry, held = node, []
     return tuple(found)
 

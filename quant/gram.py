@@ -51,7 +51,10 @@ def weight_of(layer: Layer, rows: torch.Tensor) -> torch.Tensor:
     if len(shape) == 2:
         return rows.reshape(shape)
     out, channels, height, width = shape
-    return rows.reshape(out, height, width, channels).permute(0, 3, 1, 2).contiguous()
+    tensor = rows.reshape(out, height, width, channels).permute(0, 3, 1, 2)
+    # Not `contiguous`, which leaves odd strides alone where a dimension is one; convolutions
+    # choose their algorithm, and so their rounding, by strides.
+    return tensor.clone(memory_format=torch.contiguous_format)
 
 
 def _padded(layer: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:

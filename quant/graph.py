@@ -16,10 +16,12 @@ from torch.fx.passes.shape_prop import ShapeProp
 from lutwise.errors import ConfigError, ModelError, UnsupportedLayerError
 
 __all__ = [
+    "ChannelScale",
     "Kind",
     "PreparedModel",
     "check_supported",
     "layer_nodes",
+    "operation_of",
     "prepare_graph",
     "unsupported_layers",
     "window",
@@ -39,6 +41,7 @@ class Kind(Enum):
     FLATTEN = auto()
     PAD = auto()
     SHAPE = auto()
+    SCALE = auto()
     OTHER = auto()
     OUTPUT = auto()
 
@@ -46,6 +49,24 @@ class Kind(Enum):
     def keeps_values(self) -> bool:
         """Whether the result holds only values of the operands (or zero)."""
         return self in (Kind.MAXIMUM, Kind.CONCAT, Kind.FLATTEN, Kind.PAD)
+
+
+class ChannelScale(nn.Module):
+    """Multiplies each channel of a tensor by a number of its own.
+
+    Args:
+        factors: Positive, in a shape that broadcasts against the tensor.
+    """
+
+    factors: torch.Tensor
+
+    def __init__(self, factors: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("factors", factors)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the scaled tensor."""
+        return x * self.factors
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -147,7 +168,8 @@ def _classify(graph: fx.GraphModule, node: fx.Node) -> Kind:
     if node.op == "output":
         return Kind.OUTPUT
     if node.op == "call_module":
-        return _classify_module(graph.get_submodule(str(node.target)))
+        kind = _classify_module(graph.get_submodule(str(node.target)))
+        return Kind.OTHER if kind is Kind.FLATTEN and not _is_flatten(node) else kind
     target: Any = node.target
     if target in _SHAPES and not _is_tensor(node):
         return Kind.SHAPE
@@ -175,12 +197,14 @@ def _classify_module(module: nn.Module) -> Kind:
             return Kind.AVERAGE
         case nn.MaxPool2d() if module.dilation in (1, (1, 1)):
             return Kind.MAXIMUM
-        case nn.Flatten() if module.start_dim == 1:
+        case nn.Flatten():
             return Kind.FLATTEN
         case nn.ZeroPad2d():
             return Kind.PAD
         case nn.ConstantPad2d() if module.value == 0:
             return Kind.PAD
+        case ChannelScale():
+            return Kind.SCALE
         case _:
             return Kind.OTHER
 
@@ -282,8 +306,7 @@ def unsupported_layers(model: PreparedModel) -> dict[str, str]:
             if matrices and not isinstance(module, _ELEMENTWISE):
                 found[str(node.target)] = type(module).__name__
         elif node.op in ("call_function", "call_method") and node.target in _PRODUCTS:
-            what = node.target if isinstance(node.target, str) else node.target.__name__
-            found.update(dict.fromkeys(_own_matrices(node), what))
+            found.update(dict.fromkeys(_own_matrices(node), operation_of(model, node)))
     return found
 
 
@@ -296,6 +319,14 @@ def _own_matrices(node: fx.Node) -> list[str]:
         if source.op == "get_attr" and len(_shape(source)) > 0:
             found.append(str(source.target))
     return found
+
+
+def operation_of(model: PreparedModel, node: fx.Node) -> str:
+    """Return the type of the module, or the name of the function or method, that a node calls."""
+    if node.op == "call_module":
+        return type(model.module(node)).__name__
+    target: Any = node.target
+    return target if isinstance(target, str) else getattr(target, "__name__", str(target))
 
 
 def check_supported(model: PreparedModel, allowed: Sequence[str] = ()) -> None:

@@ -10,7 +10,7 @@ from torch import fx, nn
 from lutwise.errors import UnsupportedLayerError
 from lutwise.quant.accumulator import accumulator_for
 from lutwise.quant.formats import Format
-from lutwise.quant.graph import Kind, window
+from lutwise.quant.graph import Kind, operation_of, window
 from lutwise.quant.network import (
     Add,
     Clamp,
@@ -90,8 +90,9 @@ class _Lowering:
             case Kind.CONCAT | Kind.FLATTEN | Kind.PAD:
                 self._rearrange(node, kind)
             case _:
+                prepared = self._model.prepared
                 raise UnsupportedLayerError(
-                    f"{self._model.prepared.name}: node {node.name!r} ({node.target}) runs in "
+                    f"{prepared.name}: node {node.name!r} ({operation_of(prepared, node)}) runs in "
                     "torch, but there is no form of it for export, costs and RTL yet"
                 )
 

@@ -15,9 +15,17 @@ from fnmatch import fnmatchcase
 from torch import fx, nn
 
 from lutwise.errors import ConfigError, UnsupportedLayerError
-from lutwise.quant.graph import Kind, PreparedModel
+from lutwise.quant.graph import Kind, PreparedModel, operation_of
 
-__all__ = ["Group", "Plan", "check_globs", "clamp_range", "plan_dataflow", "plan_layerwise"]
+__all__ = [
+    "Group",
+    "Plan",
+    "check_globs",
+    "clamp_range",
+    "is_image",
+    "plan_dataflow",
+    "plan_layerwise",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +97,9 @@ def _nonnegative(model: PreparedModel, input_nonnegative: bool) -> dict[str, boo
                 found[node.name] = input_nonnegative
             case Kind.CLAMP:
                 found[node.name] = clamp_range(model.module(node))[0] >= 0
-            case Kind.ADD | Kind.AVERAGE | Kind.MAXIMUM | Kind.CONCAT | Kind.FLATTEN | Kind.PAD:
+            case Kind.FLATTEN:  # what follows the tensor is a size, not values
+                found[node.name] = found[node.all_input_nodes[0].name]
+            case Kind.ADD | Kind.AVERAGE | Kind.MAXIMUM | Kind.CONCAT | Kind.PAD | Kind.SCALE:
                 found[node.name] = all(found[n.name] for n in node.all_input_nodes)
             case _:
                 found[node.name] = False
@@ -97,12 +107,23 @@ def _nonnegative(model: PreparedModel, input_nonnegative: bool) -> dict[str, boo
 
 
 def _refuse(model: PreparedModel, node: fx.Node) -> UnsupportedLayerError:
-    what = type(model.module(node)).__name__ if node.op == "call_module" else str(node.target)
+    what = operation_of(model, node)
+    reason = ""
+    if what.lower() == "flatten":
+        reason = (
+            f", since it gives {_dimensions(model, node)} of "
+            f"{_dimensions(model, node.all_input_nodes[0])}, and flattening has to start at "
+            "dimension 1 and merge all of them into (images, features)"
+        )
     return UnsupportedLayerError(
-        f"{model.name}: node {node.name!r} ({what}) cannot be part of a dataflow graph, whose "
-        "operations are Conv2d, Linear, addition, average and maximum pooling, ReLU, ReLU6, "
+        f"{model.name}: node {node.name!r} ({what}) cannot be part of a dataflow graph{reason}, "
+        "whose operations are Conv2d, Linear, addition, average and maximum pooling, ReLU, ReLU6, "
         "concatenation, zero padding and flattening; use `mode: layerwise`"
     )
+
+
+def _dimensions(model: PreparedModel, node: fx.Node) -> str:
+    return f"({', '.join(['images', *map(str, model.shapes[node.name])])})"
 
 
 def plan_dataflow(model: PreparedModel, *, input_nonnegative: bool, quantize_output: bool) -> Plan:
@@ -152,7 +173,7 @@ def plan_dataflow(model: PreparedModel, *, input_nonnegative: bool, quantize_out
                 point[node.name] = first
             case Kind.SHAPE | Kind.OUTPUT:
                 continue
-            case Kind.OTHER:
+            case Kind.SCALE | Kind.OTHER:
                 raise _refuse(model, node)
     return Plan(
         groups=_collect(model, groups, families, owners, positive),
@@ -229,14 +250,13 @@ def plan_layerwise(model: PreparedModel, *, input_nonnegative: bool) -> Plan:
             source = node.all_input_nodes[0]
             sources[node.name] = source.name
             readers.setdefault(source.name, []).append(str(node.target))
-    kinds = model.kinds
     return Plan(
         groups=tuple(
             Group(
                 points=(source,),
                 modules=tuple(layers),
                 nonnegative=positive[source],
-                is_input=kinds[source] is Kind.INPUT,
+                is_input=is_image(model, source),
                 is_output=False,
                 family=i,
             )
@@ -245,6 +265,14 @@ def plan_layerwise(model: PreparedModel, *, input_nonnegative: bool) -> Plan:
         layer_sources=sources,
         fused={},
     )
+
+
+def is_image(model: PreparedModel, name: str) -> bool:
+    """Whether a tensor holds only values of the network's input, perhaps padded or reshaped."""
+    node = next(n for n in model.graph.graph.nodes if n.name == name)
+    while model.kinds[node.name].keeps_values and len(node.all_input_nodes) == 1:
+        node = node.all_input_nodes[0]
+    return model.kinds[node.name] is Kind.INPUT
 
 
 def check_globs(plan: Plan, globs: Iterable[str], *, name: str, output_is_set: bool) -> None:

@@ -13,12 +13,13 @@ from torch import fx, nn
 from lutwise.errors import CalibrationError, ConfigError, ModelError
 from lutwise.quant import algorithms, brevitas_facade, kernels
 from lutwise.quant.algorithms import Stage
+from lutwise.quant.algorithms.problems import Balance
 from lutwise.quant.blocks import reconstruct_blocks
 from lutwise.quant.formats import Format, parse_element
 from lutwise.quant.graph import PreparedModel, layer_nodes, prepare_graph
 from lutwise.quant.plan import Group, Plan, plan_dataflow, plan_layerwise
 from lutwise.quant.quantized import QuantizedModel, QuantizedWeight, TensorQuantizer
-from lutwise.quant.ranges import ScaleKind, search, squared_error
+from lutwise.quant.ranges import ScaleKind, sample, search, squared_error
 from lutwise.quant.recipe import Granularity, GraphMode, Recipe
 from lutwise.quant.rounding import Keep, Tell, compute, round_layers
 from lutwise.quant.shelf import Shelf
@@ -45,19 +46,27 @@ class Samples:
 
 
 def prepare(
-    model: nn.Module, input_shape: tuple[int, ...], recipe: Recipe, *, name: str
+    model: nn.Module,
+    input_shape: tuple[int, ...],
+    recipe: Recipe,
+    *,
+    name: str,
+    images: torch.Tensor | None = None,
 ) -> PreparedModel:
-    """Trace a float model, fold batch norms, and run the algorithms of the first stage.
+    """Trace a float model, fold batch norms, and run the algorithms of the first two stages.
 
     Args:
         model: Any traceable module; not changed.
         input_shape: Of one image, (channels, height, width).
         recipe: What to do.
         name: For people.
+        images: Calibration images, for algorithms of the stage BALANCE, shape (n, c, h, w).
 
     Raises:
         ModelError: NaN or infinite weights, or a wrong input shape.
         UnsupportedLayerError: The model cannot be traced or has no layers.
+        ConfigError: The recipe has an algorithm that looks at images, and there are none.
+        CalibrationError: The model makes NaN or Inf of them.
     """
     for key, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
@@ -68,7 +77,37 @@ def prepare(
         graph = brevitas_facade.relu6_to_relu(graph)
     for algorithm, config in algorithms.selected(recipe.algorithms, Stage.PREPARE):
         graph = algorithm.run(graph, config)
-    return prepare_graph(brevitas_facade.finish(graph), input_shape, name=name)
+    prepared = prepare_graph(brevitas_facade.finish(graph), input_shape, name=name)
+    for algorithm, config in algorithms.selected(recipe.algorithms, Stage.BALANCE):
+        if images is None or len(images) == 0:
+            raise ConfigError(
+                f"{algorithm.name} looks at calibration images while {name} is prepared, and got "
+                "none; give `images` to prepare()"
+            )
+        algorithm.run(prepared, _balance(prepared, images, recipe), config)
+        prepared = prepare_graph(prepared.graph, input_shape, name=name)  # nodes may be new
+    return prepared
+
+
+def _balance(model: PreparedModel, images: torch.Tensor, recipe: Recipe) -> Balance:
+    plan = _plan(model, recipe, input_nonnegative=bool(images.min() >= 0))
+    by_point = {p: _group_format(group, recipe) for group in plan.groups for p in group.points}
+    input_formats = {}
+    for node in layer_nodes(model):
+        source = node.all_input_nodes[0]
+        while source.name not in by_point:  # through nodes that keep values
+            source = source.all_input_nodes[0]
+        input_formats[node.name] = by_point[source.name]
+    return Balance(
+        batches=images.split(recipe.calibration.batch),
+        layerwise=recipe.mode is GraphMode.LAYERWISE,
+        weight_formats=_weight_formats(model, recipe),
+        input_formats=input_formats,
+        weight_search=recipe.weights.search(),
+        input_search=recipe.activations.search(),
+        per_channel=recipe.weights.granularity is Granularity.CHANNEL,
+        seed=recipe.seed,
+    )
 
 
 @torch.no_grad()
@@ -112,11 +151,8 @@ class _Collector(fx.Interpreter):
     def run_node(self, n: fx.Node) -> object:
         result = super().run_node(n)
         if isinstance(result, torch.Tensor) and n.op != "output" and result.is_floating_point():
-            flat = result.reshape(-1)
-            if len(flat) > self._share:
-                pick = torch.randint(len(flat), (self._share,), generator=self._generator)
-                flat = torch.cat([flat[pick], torch.stack(list(flat.aminmax()))])
-            self.kept.setdefault(n.name, []).append(flat.clone())
+            numbers = sample(result, self._share, self._generator)
+            self.kept.setdefault(n.name, []).append(numbers.clone())
         return result
 
 
@@ -146,22 +182,14 @@ def quantize(
     progress("round weights")
     weights = _quantize_weights(model, recipe)
     progress("find activation ranges")
-    dataflow = recipe.mode is GraphMode.DATAFLOW
-    if dataflow:
-        plan = plan_dataflow(
-            model,
-            input_nonnegative=samples.input_nonnegative,
-            quantize_output=recipe.output is not None,
-        )
-    else:
-        plan = plan_layerwise(model, input_nonnegative=samples.input_nonnegative)
+    plan = _plan(model, recipe, input_nonnegative=samples.input_nonnegative)
     by_point = _activation_quantizers(plan, samples, recipe)
     graph = copy.deepcopy(model.graph)
     quantized = QuantizedModel(
         model,
         graph,
         weights=weights,
-        outputs=by_point if dataflow else {},
+        outputs=by_point if recipe.mode is GraphMode.DATAFLOW else {},
         layer_inputs={layer: by_point[source] for layer, source in plan.layer_sources.items()},
     )
     _limit_bias_codes(quantized)
@@ -171,6 +199,14 @@ def quantize(
     round_layers(quantized, batches, recipe, keep=keep, tell=progress, shelf=shelf)
     _round_biases(quantized)
     return quantized
+
+
+def _plan(model: PreparedModel, recipe: Recipe, *, input_nonnegative: bool) -> Plan:
+    if recipe.mode is GraphMode.LAYERWISE:
+        return plan_layerwise(model, input_nonnegative=input_nonnegative)
+    return plan_dataflow(
+        model, input_nonnegative=input_nonnegative, quantize_output=recipe.output is not None
+    )
 
 
 @torch.no_grad()
@@ -211,8 +247,8 @@ def _round_biases(model: QuantizedModel) -> None:
             bias.copy_(torch.round(bias.double() / step) * step)
 
 
-@torch.no_grad()
-def _quantize_weights(model: PreparedModel, recipe: Recipe) -> dict[str, QuantizedWeight]:
+def _weight_formats(model: PreparedModel, recipe: Recipe) -> dict[str, Format]:
+    """Return the format of each layer's weights, by layer node."""
     nodes = layer_nodes(model)
     names = [str(node.target) for node in nodes]
     for override in recipe.overrides:
@@ -221,9 +257,20 @@ def _quantize_weights(model: PreparedModel, recipe: Recipe) -> dict[str, Quantiz
                 f"the override for {override.layers!r} matches no layer of {model.name}, whose "
                 f"layers are {', '.join(names)}"
             )
+    return {
+        node.name: recipe.weight_format(
+            str(node.target), first=i == 0, last=i == len(nodes) - 1
+        )
+        for i, node in enumerate(nodes)
+    }
+
+
+@torch.no_grad()
+def _quantize_weights(model: PreparedModel, recipe: Recipe) -> dict[str, QuantizedWeight]:
+    formats = _weight_formats(model, recipe)
     found = {}
-    for i, node in enumerate(nodes):
-        fmt = recipe.weight_format(str(node.target), first=i == 0, last=i == len(nodes) - 1)
+    for node in layer_nodes(model):
+        fmt = formats[node.name]
         weight = model.module(node).weight
         assert isinstance(weight, torch.Tensor)
         per_channel = recipe.weights.granularity is Granularity.CHANNEL
@@ -236,7 +283,7 @@ def _quantize_weights(model: PreparedModel, recipe: Recipe) -> dict[str, Quantiz
     return found
 
 
-def _group_format(group: Group, samples: Samples, recipe: Recipe) -> Format:
+def _group_format(group: Group, recipe: Recipe) -> Format:
     if group.is_input:
         fmt = parse_element(recipe.input)
         return fmt.as_unsigned() if group.nonnegative else fmt.as_signed()
@@ -255,7 +302,7 @@ def _activation_quantizers(
         families.setdefault(group.family, []).append(group)
     found: dict[str, TensorQuantizer] = {}
     for family in families.values():
-        formats = [_group_format(group, samples, recipe) for group in family]
+        formats = [_group_format(group, recipe) for group in family]
         rows = [
             torch.cat([samples.numbers[name] for name in group.points]).reshape(1, -1)
             for group in family

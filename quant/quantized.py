@@ -161,11 +161,12 @@ def call_node(node: fx.Node, graph: fx.GraphModule, current: Mapping[fx.Node, An
 
 
 def apply_layer(
-    layer: nn.Conv2d | nn.Linear, x: torch.Tensor, weight: torch.Tensor
+    layer: nn.Conv2d | nn.Linear, x: torch.Tensor, weight: torch.Tensor, *, with_bias: bool = True
 ) -> torch.Tensor:
     """Return what a layer makes of its input with other weights."""
+    bias = layer.bias if with_bias else None
     if isinstance(layer, nn.Linear):
-        return nn.functional.linear(x, weight, layer.bias)
+        return nn.functional.linear(x, weight, bias)
     return nn.functional.conv2d(
-        x, weight, layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups
+        x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups
     )

@@ -15,12 +15,13 @@ from lutwise.errors import CalibrationError
 from lutwise.quant import kernels
 from lutwise.quant.formats import Format
 
-__all__ = ["RangeMethod", "RangeSearch", "ScaleKind", "search", "squared_error"]
+__all__ = ["RangeMethod", "RangeSearch", "ScaleKind", "sample", "search", "squared_error"]
 
-_CANDIDATES: Final = 72
-_SMALLEST, _LARGEST = 0.12, 1.25
-"""Thresholds tried, as shares of the largest magnitude. Above one, since a grid without mantissa
-bits may serve the bulk better when its largest value is not hit exactly."""
+_CANDIDATES: Final = 84
+_SMALLEST, _LARGEST = 0.12, 2.0
+"""Thresholds tried, as shares of the largest magnitude. Above one, since minifloats have steps
+that differ: it may serve the bulk better when the largest value of the grid is not met. A factor
+of two changes no more than where the subnormals begin, so nothing is gained beyond it."""
 
 
 class RangeMethod(StrEnum):
@@ -51,6 +52,24 @@ class RangeSearch:
     method: RangeMethod = RangeMethod.MSE
     percentile: float = 99.99
     scale: ScaleKind = ScaleKind.FLOAT32
+
+
+def sample(x: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
+    """Return numbers of a tensor to search a range with: all, or ``count`` and the extremes.
+
+    Args:
+        x: Any shape.
+        count: At most so many are chosen.
+        generator: Chooses them.
+
+    Returns:
+        Shape (n,).
+    """
+    flat = x.reshape(-1)
+    if len(flat) <= count:
+        return flat
+    pick = torch.randint(len(flat), (count,), generator=generator)
+    return torch.cat([flat[pick], torch.stack(list(flat.aminmax()))])
 
 
 def squared_error(fmt: Format, rows: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

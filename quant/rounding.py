@@ -90,7 +90,7 @@ def round_layers(
     ]
     if not rounding and not correcting:
         return
-    floats = bool(correcting) or any(a.reads_floats for a, _ in rounding)
+    floats = bool(correcting) or any(a.reads_floats(config) for a, config in rounding)
     names = " + ".join(a.name.replace("_", " ") for a, _ in (*rounding, *correcting))
     count, done = len(layer_nodes(model.prepared)), 0
     for step in walk(model, batches, floats=floats, shelf=shelf):

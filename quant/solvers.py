@@ -196,6 +196,7 @@ def descend(
     power = gram.diagonal(dim1=-2, dim2=-1)
     scaled = gram / torch.where(power > 0, power, torch.ones_like(power))[:, None, :]
     target, held = (t.mT.contiguous() for t in (weights, values))
+    round_ = kernels.rounder(fmt, held.dtype)
     n = held.shape[1]
     for _ in range(sweeps):
         before = held.clone()
@@ -206,8 +207,7 @@ def descend(
             moved = torch.empty_like(held[:, start:end])
             for i in range(end - start):
                 old = held[:, start + i]
-                new = kernels.quantize(fmt, old + pull[:, start + i])
-                new = torch.where(power[:, start + i, None] > 0, new, old)
+                new = round_(old + pull[:, start + i])
                 torch.sub(old, new, out=moved[:, i])
                 held[:, start + i] = new
                 pull[:, start + i : end].baddbmm_(inner[:, i, i:, None], moved[:, i : i + 1])
@@ -311,17 +311,19 @@ def _round_columns(
     errors = torch.empty_like(start)
     if first is not None:
         target[:, 0] = first
+    round_ = kernels.rounder(fmt, start.dtype)
+    # Views of all columns, made once: the loop below is bound by the number of calls.
+    targets, originals, results, rests = (t.unbind(1) for t in (target, original, values, errors))
     for begin in range(0, n, block):
         end = min(n, begin + block)
         if begin:
             target[:, begin:end].baddbmm_(feedback[:, :begin, begin:end].mT, errors[:, :begin])
         inner = feedback[:, begin:end, begin:end, None]
         for i in range(begin, end):
-            value = kernels.quantize(fmt, target[:, i])
-            values[:, i] = value
-            torch.sub(original[:, i], value, out=errors[:, i])
+            value = results[i].copy_(round_(targets[i].contiguous()))
+            torch.sub(originals[i], value, out=rests[i])
             if i + 1 < end:
                 target[:, i + 1 : end].baddbmm_(
-                    inner[:, i - begin, i + 1 - begin :], errors[:, i : i + 1]
+                    inner[:, i - begin, i + 1 - begin :], rests[i][:, None]
                 )
     return values

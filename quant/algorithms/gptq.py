@@ -53,7 +53,7 @@ def check_solver(name: str, *, block: int, damping: float, sweeps: int) -> None:
         )
 
 
-@register("gptq", Stage.ROUND, GptqConfig, reads_floats=False)
+@register("gptq", Stage.ROUND, GptqConfig, reads_floats=lambda c: not c.quantized_inputs)
 @torch.no_grad()
 def gptq(problem: LayerProblem, config: GptqConfig) -> QuantizedWeight:
     """Round columns one after another, the rest taking up the error of each.

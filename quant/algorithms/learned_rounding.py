@@ -46,7 +46,9 @@ class LearnedRoundingConfig:
             )
 
 
-@register("learned_rounding", Stage.ROUND, LearnedRoundingConfig, reads_floats=False)
+@register(
+    "learned_rounding", Stage.ROUND, LearnedRoundingConfig, reads_floats=lambda config: False
+)
 def learned_rounding(problem: LayerProblem, config: LearnedRoundingConfig) -> QuantizedWeight:
     """Learn for each weight whether it goes up or down, layer by layer.
 

@@ -8,10 +8,37 @@ from functools import cached_property
 import torch
 from torch import nn
 
+from lutwise.quant.formats import Format
 from lutwise.quant.gram import Layer, columns, gram, weight_of
 from lutwise.quant.quantized import QuantizedWeight
+from lutwise.quant.ranges import RangeSearch
 
-__all__ = ["BlockProblem", "Correction", "LayerOutputs", "LayerProblem"]
+__all__ = ["Balance", "BlockProblem", "Correction", "LayerOutputs", "LayerProblem"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Balance:
+    """Images to balance a float model on, and how it will be quantized.
+
+    Args:
+        batches: Calibration images, batch by batch, shape (n, c, h, w).
+        layerwise: Operations between layers run in float, so new ones may be added.
+        weight_formats: By layer node.
+        input_formats: Of what a layer reads, by layer node.
+        weight_search: How scales of weights are found.
+        input_search: How scales of activations are found.
+        per_channel: Each output channel's weights have a scale of their own.
+        seed: Of the choice of numbers.
+    """
+
+    batches: Sequence[torch.Tensor]
+    layerwise: bool
+    weight_formats: Mapping[str, Format]
+    input_formats: Mapping[str, Format]
+    weight_search: RangeSearch
+    input_search: RangeSearch
+    per_channel: bool
+    seed: int
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -44,7 +44,8 @@ class Algorithm:
         config: Frozen dataclass of its settings, all with defaults.
         run: The function.
         summary: One line for people.
-        reads_floats: It looks at the float model's tensors, too (stage ROUND).
+        reads_floats: Whether, with a config, it looks at the float model's tensors, too (stage
+            ROUND).
     """
 
     name: str
@@ -52,7 +53,7 @@ class Algorithm:
     config: type[Any]
     run: Callable[..., Any]
     summary: str
-    reads_floats: bool
+    reads_floats: Callable[[Any], bool]
 
 
 _REGISTRY: Final[dict[str, Algorithm]] = {}
@@ -60,7 +61,11 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 
 def register(
-    name: str, stage: Stage, config: type[Any], *, reads_floats: bool = True
+    name: str,
+    stage: Stage,
+    config: type[Any],
+    *,
+    reads_floats: Callable[[Any], bool] = lambda config: True,
 ) -> Callable[[_F], _F]:
     """Register a function; its docstring's first line is the summary.
 
@@ -68,8 +73,8 @@ def register(
         name: Spelling in recipes.
         stage: When it works.
         config: Frozen dataclass of its settings, all with defaults.
-        reads_floats: It looks at the float model's tensors, too; where nobody does, that model
-            need not run (stage ROUND).
+        reads_floats: Whether, with a config, it looks at the float model's tensors, too; where
+            nobody does, that model need not run (stage ROUND).
 
     Raises:
         ConfigError: The name is taken.

@@ -187,8 +187,8 @@ def _interval(entry: Mapping[str, Any]) -> dict[str, float]:
 def _plan_run(options: Options, recipe: Recipe, out: Path) -> dict[str, Any]:
     """Say what a run would do: layers, formats, price, and an estimate of time and memory."""
     job = _load(options, recipe.calibration.images, recipe.seed)
-    prepared = prepare(job.model.module, job.input_shape, recipe, name=job.model.name)
     few = torch.from_numpy(job.calibration.slice(0, 8))
+    prepared = prepare(job.model.module, job.input_shape, recipe, name=job.model.name, images=few)
     start = time.monotonic()
     samples = collect_samples(prepared, few, batch=8, seed=recipe.seed)
     per_image = (time.monotonic() - start) / len(few)

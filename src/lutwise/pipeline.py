@@ -215,6 +215,8 @@ class _Keys:
             "images": job.calibration.fingerprint,
             "calibrating": calibrating,
             "prepare": [(a.name, asdict(c)) for a, c in selected(recipe.algorithms, Stage.PREPARE)],
+            # these may look at all that the recipe says of formats and ranges
+            "balance": selected(recipe.algorithms, Stage.BALANCE) and recipe.model_dump(mode="json"),
             "relu6_to_relu": recipe.relu6_to_relu,
             "batch": recipe.calibration.batch,
             "seed": recipe.seed,
@@ -263,7 +265,13 @@ class _Point:
         """Return the prepared float model."""
         self.progress("trace and prepare")
         job = self.job
-        return prepare(job.model.module, job.input_shape, self.recipe, name=job.model.name)
+        return prepare(
+            job.model.module,
+            job.input_shape,
+            self.recipe,
+            name=job.model.name,
+            images=self.calibration_images(),
+        )
 
     def samples(self, prepared: PreparedModel) -> Samples:
         """Return what calibration sees."""

@@ -5,9 +5,11 @@ This module imports no torch, so that a worker can be told to stop before that i
 """
 
 import _thread
+import atexit
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -18,10 +20,10 @@ from typing import Final
 __all__ = ["busy", "interrupts_held", "worker_pool"]
 
 _GRACE_S: Final = 1.0
-"""How long a worker may take to leave what it is busy with."""
+"""How long a worker may take to end by itself."""
 
-_IDLE: Final = threading.Event()
-_IDLE.set()
+_BUSY: Final = threading.Event()
+_STOPPING: Final = threading.Event()
 
 
 @contextmanager
@@ -34,15 +36,14 @@ def worker_pool(count: int) -> Iterator[ProcessPoolExecutor]:
     """
     context = get_context("spawn")
     lifeline, end = context.Pipe(duplex=False)
-    with ProcessPoolExecutor(
-        count, mp_context=context, initializer=_start, initargs=(lifeline,)
-    ) as pool:
-        try:
-            yield pool
-            pool.shutdown()
-        finally:
-            end.close()
-            lifeline.close()
+    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_start, initargs=(lifeline,))
+    try:
+        yield pool
+        pool.shutdown()
+    finally:
+        end.close()
+        pool.shutdown(cancel_futures=True)
+        lifeline.close()
 
 
 @contextmanager
@@ -60,17 +61,25 @@ def interrupts_held() -> Iterator[None]:
 
 @contextmanager
 def busy() -> Iterator[None]:
-    """Mark work of a worker that must be interrupted, and then cleans up, before it may stop."""
-    _IDLE.clear()
+    """Mark work in a worker that is to be interrupted, and then cleans up, when it has to stop.
+
+    Raises:
+        KeyboardInterrupt: It has to stop.
+    """
+    _BUSY.set()
     try:
+        if _STOPPING.is_set():
+            raise KeyboardInterrupt
         yield
     finally:
-        _IDLE.set()
+        _BUSY.clear()
 
 
 def _start(lifeline: Connection) -> None:
     # A pool that lost one process ends the others with SIGTERM, in the middle of a file maybe.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # Registered first, so run last: Python needs a second to take torch down, for nothing.
+    atexit.register(os._exit, 0)
     threading.Thread(target=_stop_with, args=(lifeline,), daemon=True).start()
 
 
@@ -78,7 +87,8 @@ def _stop_with(lifeline: Connection) -> None:
     try:
         lifeline.recv()
     except EOFError:
-        if not _IDLE.is_set():
+        _STOPPING.set()
+        if _BUSY.is_set():
             _thread.interrupt_main()
-            _IDLE.wait(_GRACE_S)
+        time.sleep(_GRACE_S)
         os._exit(1)

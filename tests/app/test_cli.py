@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from lutwise.cli import main
 from lutwise.files import locked
 from lutwise.quant import zoo
+from tests.app.processes import seconds_until_gone
 
 RESNET = Path(zoo.__file__).parent / "resnet8.safetensors"
 FEW = ["--calib-images", "32", "--eval-images", "60", "--threads", "1", "--quiet"]
@@ -160,11 +161,9 @@ def test_an_interrupted_parallel_sweep_stops_and_continues(tmp_path: Path, to_al
     printed, said = process.communicate()
     assert time.monotonic() - start < 4  # about one on an idle machine
     assert process.returncode == 130
-    assert (printed, said) == (
-        "", "interrupted; the same command continues where it stopped\n",
-    )  # fmt: skip
-    with pytest.raises(ProcessLookupError):
-        os.killpg(process.pid, 0)
+    assert printed == ""
+    assert said.strip() == "interrupted; the same command continues where it stopped"
+    assert seconds_until_gone(process) < 2
     assert not list(out.rglob(".*.part"))
     assert not (out / "sweep.json").exists()
     before = finished_steps(out)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from lutwise.workers import worker_pool
+from tests.app.processes import group_lives, seconds_until_gone
 
 SCRIPT = """
 import sys, time
@@ -56,22 +57,6 @@ def started(folder: Path, nap: float) -> Iterator[subprocess.Popen[bytes]]:
         if group_lives(process.pid):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-
-
-def group_lives(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-def seconds_until_gone(process: subprocess.Popen[bytes]) -> float:
-    start = time.monotonic()
-    process.wait()
-    while group_lives(process.pid) and time.monotonic() < start + 10:
-        time.sleep(0.01)
-    return time.monotonic() - start
 
 
 @pytest.mark.parametrize("to_all", [True, False], ids=["terminal", "parent"])

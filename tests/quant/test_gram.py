@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Gram matrices against patches that torch itself unfolds."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn.functional import unfold
+
+from lutwise.quant.gram import columns, gram, patches, weight_of
+
+
+def unfolded(layer: nn.Conv2d | nn.Linear, x: torch.Tensor) -> torch.Tensor:
+    """Return (groups, patches, n) with torch's own unfold; columns (row, column, channel)."""
+    if isinstance(layer, nn.Linear):
+        return x.reshape(1, -1, x.shape[-1])
+    assert not isinstance(layer.padding, str)
+    columns_ = unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
+    n, _, positions = columns_.shape
+    taps = layer.kernel_size[0] * layer.kernel_size[1]
+    split = columns_.reshape(n, layer.groups, -1, taps, positions)
+    return split.permute(1, 0, 4, 3, 2).reshape(layer.groups, n * positions, -1)
+
+
+def check(layer: nn.Conv2d | nn.Linear, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    layer = layer.double()
+    x, y = (torch.randn(shape, dtype=torch.float64) for _ in range(2))
+    p, q = unfolded(layer, x), unfolded(layer, y)
+    torch.testing.assert_close(patches(layer, x), p)
+    torch.testing.assert_close(gram(layer, x.split(2)), p.mT @ p)
+    torch.testing.assert_close(gram(layer, x.split(2), y.split(2)), p.mT @ q)
+    rows = columns(layer, layer.weight.detach())
+    assert torch.equal(weight_of(layer, rows), layer.weight.detach())
+    assert layer.bias is not None
+    with torch.no_grad():
+        layer.bias.zero_()
+        wanted = layer(x)
+    outputs = p @ rows.mT  # (groups, patches, out / groups)
+    flat = wanted.movedim(1, -1) if x.dim() == 4 else wanted
+    flat = flat.reshape(-1, len(rows), rows.shape[1]).movedim(1, 0)
+    torch.testing.assert_close(outputs, flat)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(6, 4, 3, padding=1),
+        nn.Conv2d(6, 4, 3),
+        nn.Conv2d(6, 4, 5, padding=2),
+        nn.Conv2d(6, 4, 3, padding=2),
+        nn.Conv2d(6, 4, (3, 1), padding=(1, 0)),
+        nn.Conv2d(6, 6, 3, padding=1, groups=6),
+        nn.Conv2d(6, 9, 3, padding=1, groups=3),
+        nn.Conv2d(6, 9, 3, padding=1, stride=2, groups=3),
+        nn.Conv2d(6, 4, 3, padding=1, dilation=2),
+        nn.Conv2d(6, 4, 1, stride=2),
+        nn.Conv2d(6, 4, 7, stride=2, padding=3),
+    ],
+    ids=str,
+)
+def test_convolutions_give_what_unfolding_gives(layer: nn.Conv2d) -> None:
+    check(layer, (5, 6, 7, 9))
+
+
+@pytest.mark.parametrize("shape", [(7, 6), (3, 4, 6)])
+def test_linear_layers_give_their_inputs_second_moments(shape: tuple[int, ...]) -> None:
+    check(nn.Linear(6, 4), shape)
+
+
+@given(
+    size=st.tuples(st.integers(1, 6), st.integers(1, 6)),
+    kernel=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    padding=st.tuples(st.integers(0, 3), st.integers(0, 3)),
+    groups=st.sampled_from([1, 2, 4]),
+)
+def test_any_size_kernel_and_padding(
+    size: tuple[int, int], kernel: tuple[int, int], padding: tuple[int, int], groups: int
+) -> None:
+    if any(s + 2 * p < k for s, k, p in zip(size, kernel, padding, strict=True)):
+        return
+    check(nn.Conv2d(4, 4, kernel, padding=padding, groups=groups), (3, 4, *size))
+
+
+def test_wide_layers_are_symmetric_though_one_triangle_is_computed() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(40, 700)
+    found = gram(nn.Linear(700, 2), [x])[0]
+    assert torch.equal(found, found.T)
+    torch.testing.assert_close(found, x.T @ x)
+
+
+def test_no_batch_is_an_error() -> None:
+    with pytest.raises(ValueError, match="at least one batch"):
+        gram(nn.Linear(2, 2), [])
