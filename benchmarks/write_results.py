@@ -8,7 +8,7 @@ python benchmarks/write_results.py
 import argparse
 import json
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,14 +120,107 @@ def kernel_section(data: dict[str, Any]) -> str:
     )
 
 
-def collect(sweep: Path | None, runs: Sequence[Path], kernels: Path | None) -> None:
+def ptq_section(data: dict[str, Any]) -> str:
+    """Return the section of `ptq_vs_brevitas.py`."""
+    steps = []
+    for r in data["gptq"]["formats"]:
+        theirs, ours = r["brevitas_seconds"], r["lutwise_seconds"]
+        steps.append(
+            (
+                f"`{r['format']}`",
+                f"{theirs['gptq']:.1f} / {ours['gptq']:.1f}",
+                f"{r['speedup']:.1f}",
+                f"{theirs['solver']:.1f} / {ours['solver']:.1f}",
+                f"{r['solver_speedup']:.1f}",
+                f"{r['mse_ratio']:.3f}",
+                f"{r['mse_ratio_with_3_sweeps']:.3f}",
+            )
+        )
+    recipes = [
+        (
+            f"`{r['format']}`",
+            f"{r['brevitas_seconds']:.1f} / {r['lutwise_seconds']:.1f}",
+            f"{r['speedup']:.1f}",
+            f"{r['overhead']:.2f}",
+            f"{r['brevitas_overhead']:.2f}",
+        )
+        for r in data["recipe"]["formats"]
+    ]
+    return (
+        "\n## Against Brevitas on a ResNet-18-shaped net\n\n`benchmarks/ptq_vs_brevitas.py`: "
+        f"{data['images']} random images of 32x32, random weights, {data['threads']} threads, "
+        f"Brevitas {data['versions']['brevitas']}, torch {data['versions']['torch']}; seconds are "
+        "Brevitas / lutwise, GPTQ with the same settings (quantized inputs, columns by activity, "
+        "1 % damping). The mean squared error of layers' outputs, relative to the outputs, is "
+        "measured on float inputs.\n\n"
+        + table(
+            (
+                "format",
+                "GPTQ step (s)",
+                "ratio",
+                "column solver (s)",
+                "ratio",
+                "error ratio",
+                "with 3 sweeps",
+            ),
+            steps,
+        )
+        + "\nThe whole recipe `balanced` (with its three sweeps) against equalization, "
+        "calibration, GPTQ and bias correction of Brevitas's flow; then evaluation relative to "
+        "the float net.\n\n"
+        + table(("format", "recipe (s)", "ratio", "evaluation", "Brevitas's"), recipes)
+    )
+
+
+def grid_section(data: dict[str, Any]) -> str:
+    """Return the section of `imagenet_grid.py`."""
+    rows = []
+    for r in data["rows"]:
+        against = r["against_float"]
+        rival = r.get("against_brevitas")
+        rows.append(
+            (
+                r["net"],
+                r["tool"],
+                f"`{r['weights']}` / `{r['activations']}`",
+                interval(r["accuracy"]),
+                f"{100 * against['difference']:+.2f}",
+                f"{100 * against['agreement']:.1f}",
+                f"{against['sqnr_db']:.1f}",
+                ""
+                if rival is None
+                else f"{100 * rival['difference']:+.2f} "
+                f"({100 * rival['low']:+.2f} to {100 * rival['high']:+.2f})",
+                f"{r['seconds']:.0f}",
+            )
+        )
+    heads = (
+        "net",
+        "by",
+        "formats",
+        "top-1 (%)",
+        "less float",
+        "agreement (%)",
+        "SQNR (dB)",
+        "less Brevitas (paired bootstrap)",
+        "seconds",
+    )
+    return (
+        "\n## Formats on ImageNet nets\n\n`benchmarks/imagenet_grid.py`, mode `layerwise`: the "
+        "same images as above. `brevitas` is equalization, least-squared-error ranges, GPTQ by "
+        "activity and bias correction.\n\n" + table(heads, rows)
+    )
+
+
+def collect(sweep: Path | None, runs: Sequence[Path], records: dict[str, Path | None]) -> None:
     """Copy what the page is made of into ``docs``."""
     DATA.mkdir(exist_ok=True)
     if sweep is not None:
         shutil.copy(sweep / "sweep.json", DATA / "diagonal.json")
         shutil.copy(sweep / "pareto.png", DOCS / "images" / "diagonal.png")
-    if kernels is not None:
-        shutil.copy(kernels, DATA / "kernels.json")
+    for name, record in records.items():
+        if record is not None:
+            shutil.copy(record, DATA / f"{name}.json")
     if runs:
         found = []
         for run in runs:
@@ -149,11 +242,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--sweep", type=Path, help="directory of the diagonal sweep")
     parser.add_argument("--run", type=Path, action="append", default=[], help="an ImageNet run")
     parser.add_argument("--kernels", type=Path, help="JSON of benchmarks/kernels.py")
+    parser.add_argument("--ptq", type=Path, help="JSON of benchmarks/ptq_vs_brevitas.py")
+    parser.add_argument("--grid", type=Path, help="JSON of benchmarks/imagenet_grid.py")
     args = parser.parse_args(argv)
-    collect(args.sweep, args.run, args.kernels)
+    collect(args.sweep, args.run, {"kernels": args.kernels, "ptq": args.ptq, "grid": args.grid})
     page = HEAD
     page += sweep_section(json.loads((DATA / "diagonal.json").read_text()))
-    for name, section in (("imagenet", imagenet_section), ("kernels", kernel_section)):
+    sections: Sequence[tuple[str, Callable[[Any], str]]] = (
+        ("imagenet", imagenet_section),
+        ("grid", grid_section),
+        ("ptq", ptq_section),
+        ("kernels", kernel_section),
+    )
+    for name, section in sections:
         path = DATA / f"{name}.json"
         if path.exists():
             page += section(json.loads(path.read_text()))

@@ -258,9 +258,7 @@ def _weight_formats(model: PreparedModel, recipe: Recipe) -> dict[str, Format]:
                 f"layers are {', '.join(names)}"
             )
     return {
-        node.name: recipe.weight_format(
-            str(node.target), first=i == 0, last=i == len(nodes) - 1
-        )
+        node.name: recipe.weight_format(str(node.target), first=i == 0, last=i == len(nodes) - 1)
         for i, node in enumerate(nodes)
     }
 

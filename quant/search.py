@@ -12,7 +12,7 @@ from typing import Any, Final
 import torch
 
 from lutwise.errors import CalibrationError
-from lutwise.quant.recipe import GraphMode, Recipe, build_recipe
+from lutwise.quant.recipe import Recipe, build_recipe
 
 __all__ = ["Trial", "calibrating_images", "choose", "divergence"]
 
@@ -107,9 +107,6 @@ def _preparation(recipe: Recipe, clips_at_six: bool) -> Options:
         options.append(("without equalize", _with(recipe, {"equalize"})))
         if clips_at_six and not recipe.relu6_to_relu:
             options.append(("relu6_to_relu", {"relu6_to_relu": True}))
-    if recipe.mode is GraphMode.LAYERWISE:
-        smooth = _with(recipe, {"equalize"}, smooth_quant={"search": True})
-        options.append(("smooth_quant for equalize", smooth))
     return options
 
 

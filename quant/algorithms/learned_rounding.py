@@ -46,9 +46,7 @@ class LearnedRoundingConfig:
             )
 
 
-@register(
-    "learned_rounding", Stage.ROUND, LearnedRoundingConfig, reads_floats=lambda config: False
-)
+@register("learned_rounding", Stage.ROUND, LearnedRoundingConfig, reads_floats=lambda config: False)
 def learned_rounding(problem: LayerProblem, config: LearnedRoundingConfig) -> QuantizedWeight:
     """Learn for each weight whether it goes up or down, layer by layer.
 

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+from typing import Any
+
+import pytest
+import torch
+
+from lutwise.errors import CalibrationError, ConfigError
+from lutwise.quant.presets import PRESETS, Preset
+from lutwise.quant.recipe import Recipe, build_recipe
+from lutwise.quant.search import calibrating_images, choose, divergence
+
+
+def recipe(**settings: Any) -> Recipe:
+    return build_recipe({"weights": "int4", **settings}, changes={}, where="test")
+
+
+def test_divergence_is_that_of_torch_and_zero_for_equal_outputs() -> None:
+    torch.manual_seed(0)
+    first, second = torch.randn(7, 5), torch.randn(7, 5)
+    expected = torch.nn.functional.kl_div(
+        second.double().log_softmax(1), first.double().softmax(1), reduction="batchmean"
+    ).item()
+    assert divergence(first, second) == pytest.approx(expected)
+    assert divergence(first, first + 3) == pytest.approx(0, abs=1e-12)  # shifts say nothing
+
+
+def test_the_search_finds_what_scores_best_stage_by_stage() -> None:
+    def score(candidate: Recipe) -> float:
+        """Qronos wins with equalization, and percentiles win anywhere."""
+        found = 5.0
+        found -= 1.0 * ("qronos" in candidate.algorithms)
+        found += 2.0 * ("equalize" not in candidate.algorithms)
+        found += 0.5 * ("norm_reestimation" in candidate.algorithms)
+        return found - 0.25 * (candidate.activations.range == "percentile")
+
+    best, trials = choose(recipe(preset="best"), score, clips_at_six=True)
+    assert list(best.algorithms) == ["equalize", "qronos", "bias_correction"]
+    assert best.activations.range == "percentile"
+    assert not best.search
+    assert not best.relu6_to_relu
+    assert [t.change for t in trials if t.kept] == [
+        "start",
+        "qronos",
+        "activations.range percentile",
+    ]
+    assert min(t.divergence for t in trials) == score(best)
+
+
+def test_a_search_without_better_candidates_keeps_the_start() -> None:
+    start = recipe(preset="best")
+    best, trials = choose(start, lambda candidate: 1.0, clips_at_six=False)
+    assert best == start.model_copy(update={"search": False})
+    assert sum(t.kept for t in trials) == 1
+
+
+@pytest.mark.parametrize(("images", "expected"), [(4, 3), (8, 6), (256, 192)])
+def test_a_quarter_of_the_images_compares(images: int, expected: int) -> None:
+    assert calibrating_images(images) == expected
+
+
+def test_too_few_images_are_refused() -> None:
+    with pytest.raises(CalibrationError, match="needs at least 4, got 3"):
+        calibrating_images(3)
+
+
+def test_presets_stand_for_algorithms_and_yield_to_what_is_said() -> None:
+    assert recipe() == recipe(preset="fast")
+    for preset in Preset:
+        found = recipe(preset=preset.value)
+        assert list(found.algorithms) == list(PRESETS[preset]["algorithms"])
+        assert found.search == (preset is Preset.BEST)
+    assert list(recipe(preset="balanced", algorithms=["qronos"]).algorithms) == ["qronos"]
+    with pytest.raises(ConfigError, match="preset is one of fast, balanced, best, got 'bset'"):
+        recipe(preset="bset")
