@@ -84,7 +84,9 @@ def gptq(
         so that one factorization is all that is needed and nothing is inverted.
     """
     permutation = _permutation(gram, order)
-    upper, used = _damped_factor(_permuted(gram, permutation), damping)
+    backwards = None if permutation is None else permutation.flip(-1)
+    flipped = gram.flip(-2, -1) if backwards is None else _permuted(gram, backwards)
+    upper, used = _damped_factor(flipped, damping)
     feedback = _feedback(upper)
     start = _columns_first(weights, permutation)
     values = _round_columns(fmt, start, start, feedback, block)
@@ -123,8 +125,8 @@ def qronos(
     permutation = _permutation(gram, order)
     h, g = _permuted(gram, permutation), _permuted(cross, permutation)
     original = _columns_first(weights, permutation)
-    upper, used = _damped_factor(h, damping)
-    extra = _diagonal_damping(h, used)
+    upper, used = _damped_factor(h.flip(-2, -1), damping)
+    extra = _diagonal_damping(h.diagonal(dim1=-2, dim2=-1), used)
     h.diagonal(dim1=-2, dim2=-1).add_(extra)
     g.diagonal(dim1=-2, dim2=-1).add_(extra)
     wanted = g @ original
@@ -247,9 +249,8 @@ def _rows_first(columns: torch.Tensor, permutation: torch.Tensor | None) -> torc
     return columns.mT.contiguous()
 
 
-def _diagonal_damping(gram: torch.Tensor, damping: float) -> torch.Tensor:
-    """Return what is added to the diagonal, (g, n): silent inputs get one, decoupled from all."""
-    power = gram.diagonal(dim1=-2, dim2=-1)
+def _diagonal_damping(power: torch.Tensor, damping: float) -> torch.Tensor:
+    """Return what is added to a diagonal (g, n): silent inputs get one, decoupled from all."""
     mean = power.mean(-1, keepdim=True)
     return damping * mean + torch.where(power <= 0, torch.where(mean > 0, mean, 1.0), 0.0)
 
@@ -266,13 +267,19 @@ def _cholesky(gram: torch.Tensor) -> torch.Tensor | None:
     return None
 
 
-def _damped_factor(gram: torch.Tensor, damping: float) -> tuple[torch.Tensor, float]:
-    """Return U with ``H + damping = U U^T``, upper triangular, and the damping it took."""
+def _damped_factor(flipped: torch.Tensor, damping: float) -> tuple[torch.Tensor, float]:
+    """Return U with ``H + damping = U U^T``, upper triangular, and the damping it took.
+
+    Args:
+        flipped: H with the order of rows and columns reversed, shape (g, n, n); changed.
+        damping: To begin with.
+    """
+    diagonal = flipped.diagonal(dim1=-2, dim2=-1)
+    power = diagonal.clone()
     used = damping
     for _ in range(_ATTEMPTS):
-        damped = gram.flip(-2, -1)
-        damped.diagonal(dim1=-2, dim2=-1).add_(_diagonal_damping(damped, used))
-        factor = _cholesky(damped)
+        diagonal.copy_(power + _diagonal_damping(power, used))
+        factor = _cholesky(flipped)
         if factor is not None:
             return factor.flip(-2, -1), used
         used = max(used * 10, 1e-4)
@@ -307,23 +314,21 @@ def _round_columns(
         first: What is rounded in the first column, (g, rows), instead of ``c_0``.
     """
     n = start.shape[1]
-    target, values = start.clone(), torch.empty_like(start)
-    errors = torch.empty_like(start)
+    values, errors = start.clone(), torch.empty_like(start)
     if first is not None:
-        target[:, 0] = first
+        values[:, 0] = first
     round_ = kernels.rounder(fmt, start.dtype)
     # Views of all columns, made once: the loop below is bound by the number of calls.
-    targets, originals, results, rests = (t.unbind(1) for t in (target, original, values, errors))
+    columns, originals, rests = (t.unbind(1) for t in (values, original, errors))
     for begin in range(0, n, block):
         end = min(n, begin + block)
         if begin:
-            target[:, begin:end].baddbmm_(feedback[:, :begin, begin:end].mT, errors[:, :begin])
+            values[:, begin:end].baddbmm_(feedback[:, :begin, begin:end].mT, errors[:, :begin])
         inner = feedback[:, begin:end, begin:end, None]
         for i in range(begin, end):
-            value = results[i].copy_(round_(targets[i].contiguous()))
-            torch.sub(originals[i], value, out=rests[i])
+            torch.sub(originals[i], round_(columns[i]), out=rests[i])
             if i + 1 < end:
-                target[:, i + 1 : end].baddbmm_(
+                values[:, i + 1 : end].baddbmm_(
                     inner[:, i - begin, i + 1 - begin :], rests[i][:, None]
                 )
     return values
