@@ -2,6 +2,7 @@
 """From a float model to a quantized one: prepare, look at data, choose scales, round, correct."""
 
 import copy
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -16,8 +17,8 @@ from lutwise.quant.algorithms import Stage
 from lutwise.quant.algorithms.problems import Balance
 from lutwise.quant.blocks import reconstruct_blocks
 from lutwise.quant.formats import Format, parse_element
-from lutwise.quant.graph import PreparedModel, layer_nodes, prepare_graph
-from lutwise.quant.plan import Group, Plan, plan_dataflow, plan_layerwise
+from lutwise.quant.graph import PreparedModel, check_supported, layer_nodes, prepare_graph
+from lutwise.quant.plan import Group, Plan, check_globs, plan_dataflow, plan_layerwise
 from lutwise.quant.quantized import QuantizedModel, QuantizedWeight, TensorQuantizer
 from lutwise.quant.ranges import ScaleKind, sample, search, squared_error
 from lutwise.quant.recipe import Granularity, GraphMode, Recipe
@@ -64,8 +65,10 @@ def prepare(
 
     Raises:
         ModelError: NaN or infinite weights, or a wrong input shape.
-        UnsupportedLayerError: The model cannot be traced or has no layers.
-        ConfigError: The recipe has an algorithm that looks at images, and there are none.
+        UnsupportedLayerError: The model cannot be traced, has no layers, or has some that would
+            stay in float and are not allowed to.
+        ConfigError: The recipe has an algorithm that looks at images, and there are none; or
+            leaves layers in float where that cannot be.
         CalibrationError: The model makes NaN or Inf of them.
     """
     for key, tensor in model.state_dict().items():
@@ -77,7 +80,17 @@ def prepare(
         graph = brevitas_facade.relu6_to_relu(graph)
     for algorithm, config in algorithms.selected(recipe.algorithms, Stage.PREPARE):
         graph = algorithm.run(graph, config)
-    prepared = prepare_graph(brevitas_facade.finish(graph), input_shape, name=name)
+    if recipe.float_layers and recipe.mode is not GraphMode.LAYERWISE:
+        raise ConfigError(
+            "`float_layers` leaves layers in float, which hardware has no place for; use "
+            "`mode: layerwise`"
+        )
+    finish = functools.partial(
+        prepare_graph, input_shape=input_shape, name=name, float_layers=recipe.float_layers
+    )
+    prepared = finish(brevitas_facade.finish(graph))
+    if recipe.mode is GraphMode.LAYERWISE:
+        check_supported(prepared, recipe.float_layers)
     for algorithm, config in algorithms.selected(recipe.algorithms, Stage.BALANCE):
         if images is None or len(images) == 0:
             raise ConfigError(
@@ -85,7 +98,7 @@ def prepare(
                 "none; give `images` to prepare()"
             )
         algorithm.run(prepared, _balance(prepared, images, recipe), config)
-        prepared = prepare_graph(prepared.graph, input_shape, name=name)  # nodes may be new
+        prepared = finish(prepared.graph)  # nodes may be new
     return prepared
 
 
@@ -183,6 +196,8 @@ def quantize(
     weights = _quantize_weights(model, recipe)
     progress("find activation ranges")
     plan = _plan(model, recipe, input_nonnegative=samples.input_nonnegative)
+    globs = [o.layers for o in recipe.overrides if o.activations]
+    check_globs(plan, globs, name=model.name, output_is_set=recipe.output is not None)
     by_point = _activation_quantizers(plan, samples, recipe)
     graph = copy.deepcopy(model.graph)
     quantized = QuantizedModel(

@@ -216,7 +216,9 @@ class _Keys:
             "calibrating": calibrating,
             "prepare": [(a.name, asdict(c)) for a, c in selected(recipe.algorithms, Stage.PREPARE)],
             # these may look at all that the recipe says of formats and ranges
-            "balance": selected(recipe.algorithms, Stage.BALANCE) and recipe.model_dump(mode="json"),
+            "balance": recipe.model_dump(mode="json")
+            if selected(recipe.algorithms, Stage.BALANCE)
+            else None,
             "relu6_to_relu": recipe.relu6_to_relu,
             "batch": recipe.calibration.batch,
             "seed": recipe.seed,

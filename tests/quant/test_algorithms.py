@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from lutwise.errors import ConfigError
+from lutwise.errors import ConfigError, UnsupportedLayerError
 from lutwise.quant.algorithms import resolve
 from lutwise.quant.algorithms.learned_rounding import LearnedRoundingConfig, learn
 from lutwise.quant.algorithms.soft_rounding import SoftRounding
@@ -18,7 +18,7 @@ from lutwise.quant.graph import Kind, layer_nodes
 from lutwise.quant.kernels import quantize as to_grid
 from lutwise.quant.quantize import collect_samples, prepare, quantize
 from lutwise.quant.quantized import QuantizedModel, predict
-from lutwise.quant.recipe import Recipe, build_recipe
+from lutwise.quant.recipe import Override, Recipe, build_recipe
 from lutwise.quant.rounding import Keep, Tensors, compute
 from lutwise.quant.solvers import loss
 from lutwise.quant.walk import walk
@@ -231,3 +231,29 @@ def test_learned_rounding_lowers_the_loss_of_correlated_inputs() -> None:
     assert after.sum() < 0.8 * before.sum()
     same = learn(fmt, nearest, h, nearest, settings)
     assert torch.equal(same, nearest)
+
+
+def test_layers_stay_in_float_where_the_recipe_says_so_and_nowhere_else() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.ConvTranspose2d(4, 4, 2), nn.Conv2d(4, 2, 1)
+    )
+
+    def settings(**changes: Any) -> Recipe:
+        return recipe("int4", {}, **changes)
+
+    with pytest.raises(UnsupportedLayerError, match=r"ConvTranspose2d.*would stay in float"):
+        prepare(net, (3, 8, 8), settings(mode="layerwise"), name="net")
+    with pytest.raises(ConfigError, match="mode: layerwise"):
+        prepare(net, (3, 8, 8), settings(float_layers=["2"]), name="net")
+    allowed = settings(mode="layerwise", float_layers=["2", "3"])
+    prepared = prepare(net, (3, 8, 8), allowed, name="net")
+    assert [str(n.target) for n in layer_nodes(prepared)] == ["0"]
+
+
+def test_overrides_of_activations_have_to_match_a_tensor() -> None:
+    settings = recipe("int4", {}).model_copy(
+        update={"overrides": (Override(layers="nothing*", activations="int8"),)}
+    )
+    with pytest.raises(ConfigError, match=r"nothing\*.*match no tensor"):
+        run("chain", settings)
