@@ -34,6 +34,7 @@ from lutwise.pipeline import tool_versions
 from lutwise.quant import solvers
 from lutwise.quant.graph import PreparedModel, layer_nodes
 from lutwise.quant.presets import Preset
+from lutwise.quant.progress import silent
 from lutwise.quant.quantize import collect_samples, prepare, quantize
 from lutwise.quant.quantized import QuantizedModel, apply_layer, predict
 from lutwise.quant.recipe import Recipe, build_recipe
@@ -87,7 +88,7 @@ def our_gptq(net: nn.Module, images: Tensor, fmt: str, sweeps: int) -> dict[str,
     batches = images.split(step.calibration.batch)
     seconds: dict[str, float] = {}
     with solver_clock(seconds), clock(seconds, "gptq"):
-        round_layers(model, batches, step, keep=compute, tell=lambda step: None, shelf=Shelf())
+        round_layers(model, batches, step, keep=compute, tell=silent, shelf=Shelf())
     weights = {str(n.target): model.layer(n).weight for n in layer_nodes(model.prepared)}
     return {"seconds": seconds, "weights": weights, "prepared": model.prepared}
 

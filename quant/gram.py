@@ -10,7 +10,8 @@ product over the whole image, and strips at the border are taken off again.
 Columns are ordered tap by tap, (row of the kernel, column, channel), see `columns`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import torch
@@ -18,17 +19,28 @@ from torch import nn
 
 from lutwise.quant.graph import window
 
-__all__ = ["Layer", "columns", "gram", "layer_groups", "patches", "weight_of"]
+__all__ = [
+    "CHUNK_BYTES",
+    "MERGED_BYTES",
+    "Layer",
+    "columns",
+    "gram",
+    "gram_flops",
+    "is_dense",
+    "layer_groups",
+    "patches",
+    "weight_of",
+]
 
 Layer = nn.Conv2d | nn.Linear
 
 _STRIPE: Final = 512
 """Columns multiplied at a time where only one triangle of a product is wanted."""
 
-_CHUNK_BYTES: Final = 1 << 26
+CHUNK_BYTES: Final = 1 << 26
 """Patches held at a time."""
 
-_MERGED_BYTES: Final = 1 << 25
+MERGED_BYTES: Final = 1 << 25
 """Up to this size batches are handled as one."""
 
 
@@ -106,7 +118,7 @@ def gram(
     for batches in _merged(inputs):
         x = torch.cat([inputs[i] for i in batches])
         y = None if others is None else torch.cat([others[i] for i in batches])
-        part = _by_displacement(layer, x, y) if _is_dense(layer) else _by_patches(layer, x, y)
+        part = _by_displacement(layer, x, y) if is_dense(layer) else _by_patches(layer, x, y)
         total = part if total is None else total.add_(part)
     if total is None:
         raise ValueError("gram needs at least one batch of inputs")
@@ -121,13 +133,14 @@ def _merged(batches: Sequence[torch.Tensor]) -> list[list[int]]:
         size = batch.numel() * batch.element_size()
         if size > room:
             found.append([])
-            room = _MERGED_BYTES
+            room = MERGED_BYTES
         found[-1].append(i)
         room -= size
     return found
 
 
-def _is_dense(layer: Layer) -> bool:
+def is_dense(layer: Layer) -> bool:
+    """Return whether a layer's patches overlap so that displacements pay."""
     return (
         isinstance(layer, nn.Conv2d)
         and layer.kernel_size != (1, 1)
@@ -139,7 +152,7 @@ def _is_dense(layer: Layer) -> bool:
 def _by_patches(layer: Layer, x: torch.Tensor, y: torch.Tensor | None) -> torch.Tensor:
     """Multiply patches, as many images at a time as fit into memory comfortably."""
     one = patches(layer, x[:1])
-    step = max(1, _CHUNK_BYTES // (one.numel() * one.element_size()))
+    step = max(1, CHUNK_BYTES // (one.numel() * one.element_size()))
     total: torch.Tensor | None = None
     for start in range(0, len(x), step):
         left = patches(layer, x[start : start + step])
@@ -229,28 +242,46 @@ def _by_displacement(layer: Layer, x: torch.Tensor, y: torch.Tensor | None) -> t
     assert isinstance(layer, nn.Conv2d)
     images = [_channels_last(layer, t) for t in (x, x if y is None else y)]
     overlaps = _Overlaps(images[0], images[0] if y is None else images[1])
+    groups, channels = images[0].shape[-2:]
+    taps = layer.kernel_size[0] * layer.kernel_size[1]
+    result = x.new_zeros(groups, taps, channels, taps, channels)
+    for dx, pairs in _tap_pairs(layer, overlaps.height, overlaps.width, symmetric=y is None):
+        for pair in pairs:
+            block = _rectangle(overlaps, dx, pair)
+            result[:, pair.first, :, pair.second] = block
+            if y is None and pair.first != pair.second:
+                result[:, pair.second, :, pair.first] = block.mT
+        overlaps.forget()
+    return result.reshape(groups, taps * channels, taps * channels)
+
+
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    """Two taps, and where an image meets its displaced self: everywhere, and as is wanted."""
+
+    first: int
+    second: int
+    dy: int
+    rows: tuple[range, range]
+    cols: tuple[range, range]
+
+
+def _tap_pairs(
+    layer: nn.Conv2d, height: int, width: int, *, symmetric: bool
+) -> Iterator[tuple[int, list[_Pair]]]:
+    """Yield each horizontal displacement with its pairs of taps."""
     kh, kw = layer.kernel_size
     top, left = window(layer.padding if layer.padding != "valid" else 0)  # type: ignore[arg-type]
-    groups, channels = images[0].shape[-2:]
-    rows_out = overlaps.height + 2 * top - kh + 1
-    cols_out = overlaps.width + 2 * left - kw + 1
+    rows_out, cols_out = height + 2 * top - kh + 1, width + 2 * left - kw + 1
     taps = [(r, c) for r in range(kh) for c in range(kw)]
-    result = x.new_zeros(groups, len(taps), channels, len(taps), channels)
-    by_width: dict[int, list[tuple[int, int]]] = {}
-    for i, (_, c) in enumerate(taps):
-        for j in range(i if y is None else 0, len(taps)):
-            by_width.setdefault(taps[j][1] - c, []).append((i, j))
-    for dx, pairs in by_width.items():
-        for i, j in pairs:
-            (r, c), (r2, _) = taps[i], taps[j]
-            rows = _overlap(overlaps.height, r2 - r, range(r - top, r - top + rows_out))
-            cols = _overlap(overlaps.width, dx, range(c - left, c - left + cols_out))
-            block = _rectangle(overlaps, r2 - r, dx, rows, cols)
-            result[:, i, :, j] = block
-            if y is None and i != j:
-                result[:, j, :, i] = block.mT
-        overlaps.forget()
-    return result.reshape(groups, len(taps) * channels, len(taps) * channels)
+    by_width: dict[int, list[_Pair]] = {}
+    for i, (r, c) in enumerate(taps):
+        for j in range(i if symmetric else 0, len(taps)):
+            dy, dx = taps[j][0] - r, taps[j][1] - c
+            rows = _overlap(height, dy, range(r - top, r - top + rows_out))
+            cols = _overlap(width, dx, range(c - left, c - left + cols_out))
+            by_width.setdefault(dx, []).append(_Pair(i, j, dy, rows, cols))
+    yield from by_width.items()
 
 
 def _channels_last(layer: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
@@ -266,31 +297,54 @@ def _overlap(size: int, shift: int, wanted: range) -> tuple[range, range]:
     return whole, range(start, max(start, min(whole.stop, wanted.stop)))
 
 
-def _rectangle(
-    overlaps: _Overlaps, dy: int, dx: int, rows: tuple[range, range], cols: tuple[range, range]
-) -> torch.Tensor:
+def _rectangle(overlaps: _Overlaps, dx: int, pair: _Pair) -> torch.Tensor:
     """Return the product over the wanted rectangle: the whole less the strips around it."""
-    (all_rows, want_rows), (all_cols, want_cols) = rows, cols
-    whole = overlaps.over(dy, dx, all_rows, all_cols)
+    total: torch.Tensor | None = None
+    for sign, rows, cols in _pieces(pair):
+        piece = overlaps.over(pair.dy, dx, rows, cols)
+        if piece is not None:
+            total = piece if total is None else total.add(piece, alpha=sign)
     shape = overlaps._x.shape
-    if whole is None:
-        return overlaps._x.new_zeros(shape[-2], shape[-1], shape[-1])
-    above, below = _rest(all_rows, want_rows)
-    before, behind = _rest(all_cols, want_cols)
-    total = whole
-    for strip in (above, below):
-        total = _less(total, overlaps.over(dy, dx, strip, all_cols))
-        for side in (before, behind):
-            corner = overlaps.over(dy, dx, strip, side)
-            total = total if corner is None else total + corner
-    for side in (before, behind):
-        total = _less(total, overlaps.over(dy, dx, all_rows, side))
-    return total
+    return total if total is not None else overlaps._x.new_zeros(shape[-2], shape[-1], shape[-1])
+
+
+def _pieces(pair: _Pair) -> Iterator[tuple[int, range, range]]:
+    """Yield what is added (1) and taken off (-1), the whole first; any may be empty."""
+    (all_rows, want_rows), (all_cols, want_cols) = pair.rows, pair.cols
+    sides = _rest(all_cols, want_cols)
+    yield 1, all_rows, all_cols
+    for strip in _rest(all_rows, want_rows):
+        yield -1, strip, all_cols
+        for side in sides:
+            yield 1, strip, side
+    for side in sides:
+        yield -1, all_rows, side
 
 
 def _rest(whole: range, wanted: range) -> tuple[range, range]:
     return range(whole.start, wanted.start), range(wanted.stop, whole.stop)
 
 
-def _less(total: torch.Tensor, strip: torch.Tensor | None) -> torch.Tensor:
-    return total if strip is None else total - strip
+def gram_flops(layer: Layer, shape: tuple[int, ...], *, cross: bool) -> int:
+    """Return the floating-point operations that `gram` takes for one image.
+
+    Args:
+        layer: The layer.
+        shape: Of its input without the batch, (c, h, w) or (..., features).
+        cross: Against another input.
+    """
+    groups = layer_groups(layer)
+    if isinstance(layer, nn.Conv2d) and is_dense(layer):
+        found = {
+            (pair.dy, dx, rows, cols): len(rows) * len(cols)
+            for dx, pairs in _tap_pairs(layer, *shape[1:], symmetric=not cross)
+            for pair in pairs
+            for _, rows, cols in _pieces(pair)
+        }
+        channels = shape[0] // groups
+        return 2 * groups * channels**2 * sum(found.values())
+    rows, n = patches(layer, torch.empty(1, *shape, device="meta")).shape[1:]
+    if cross:
+        return 2 * groups * rows * n * n
+    starts = range(0, n, _STRIPE)
+    return 2 * groups * rows * sum(min(_STRIPE, n - start) * (n - start) for start in starts)

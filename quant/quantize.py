@@ -6,7 +6,6 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Final
 
 import torch
 from torch import fx, nn
@@ -15,20 +14,18 @@ from lutwise.errors import CalibrationError, ConfigError, ModelError
 from lutwise.quant import algorithms, brevitas_facade, kernels
 from lutwise.quant.algorithms import Stage
 from lutwise.quant.algorithms.problems import Balance
-from lutwise.quant.blocks import reconstruct_blocks
 from lutwise.quant.formats import Format, parse_element
 from lutwise.quant.graph import PreparedModel, check_supported, layer_nodes, prepare_graph
 from lutwise.quant.plan import Group, Plan, check_globs, plan_dataflow, plan_layerwise
+from lutwise.quant.progress import Tell, silent
 from lutwise.quant.quantized import QuantizedModel, QuantizedWeight, TensorQuantizer
-from lutwise.quant.ranges import ScaleKind, sample, search, squared_error
+from lutwise.quant.ranges import SAMPLES, ScaleKind, sample, search, squared_error
 from lutwise.quant.recipe import Granularity, GraphMode, Recipe
-from lutwise.quant.rounding import Keep, Tell, compute, round_layers
+from lutwise.quant.reconstruct import reconstruct_blocks
+from lutwise.quant.rounding import Keep, compute, round_layers
 from lutwise.quant.shelf import Shelf
 
 __all__ = ["Samples", "collect_samples", "prepare", "quantize"]
-
-_SAMPLES: Final = 1 << 16
-"""Numbers kept of a tensor; its extremes are always among them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -141,7 +138,7 @@ def collect_samples(
     if len(images) == 0:
         raise CalibrationError("calibration needs at least one image, got none")
     parts = images.split(batch)
-    collector = _Collector(model, share=_SAMPLES // len(parts), seed=seed)
+    collector = _Collector(model, share=SAMPLES // len(parts), seed=seed)
     for part in parts:
         collector.run(part)
     numbers = {name: torch.cat(kept) for name, kept in collector.kept.items()}
@@ -175,7 +172,7 @@ def quantize(
     images: torch.Tensor,
     recipe: Recipe,
     *,
-    progress: Tell = lambda step: None,
+    progress: Tell = silent,
     keep: Keep = compute,
 ) -> QuantizedModel:
     """Quantize a prepared model.
@@ -185,7 +182,7 @@ def quantize(
         samples: What calibration saw of it.
         images: Calibration images, for algorithms that run the model, shape (n, c, h, w).
         recipe: What to do.
-        progress: Called with the name of each step.
+        progress: Told about each step.
         keep: Remembers finished layers, so that a killed run goes on where it was.
 
     Raises:

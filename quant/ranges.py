@@ -15,7 +15,19 @@ from lutwise.errors import CalibrationError
 from lutwise.quant import kernels
 from lutwise.quant.formats import Format
 
-__all__ = ["RangeMethod", "RangeSearch", "ScaleKind", "sample", "search", "squared_error"]
+__all__ = [
+    "SAMPLES",
+    "RangeMethod",
+    "RangeSearch",
+    "ScaleKind",
+    "sample",
+    "search",
+    "squared_error",
+    "thresholds_tried",
+]
+
+SAMPLES: Final = 1 << 16
+"""Numbers kept of a tensor for calibration; its extremes are always among them."""
 
 _CANDIDATES: Final = 84
 _SMALLEST, _LARGEST = 0.12, 2.0
@@ -112,16 +124,24 @@ def search(fmt: Format, rows: torch.Tensor, how: RangeSearch) -> torch.Tensor:
         unit = torch.exp2(torch.ceil(torch.log2(unit)))
     if how.method is not RangeMethod.MSE:
         return unit
-    if how.scale is ScaleKind.POWER_OF_TWO:
-        shares = torch.exp2(torch.arange(-4.0, 2.0))
-    else:
-        shares = torch.logspace(
-            torch.log10(torch.tensor(_SMALLEST)).item(),
-            torch.log10(torch.tensor(_LARGEST)).item(),
-            _CANDIDATES,
-        )
-        shares = torch.cat([shares, torch.ones(1)])
-    return _best(fmt, rows, unit, shares)
+    return _best(fmt, rows, unit, _shares(how.scale))
+
+
+def thresholds_tried(how: RangeSearch) -> int:
+    """Return how many thresholds a search compares."""
+    return 1 if how.method is not RangeMethod.MSE else 1 + len(_shares(how.scale))
+
+
+def _shares(scale: ScaleKind) -> torch.Tensor:
+    """Return the thresholds that are tried, as shares of the largest magnitude."""
+    if scale is ScaleKind.POWER_OF_TWO:
+        return torch.exp2(torch.arange(-4.0, 2.0))
+    shares = torch.logspace(
+        torch.log10(torch.tensor(_SMALLEST)).item(),
+        torch.log10(torch.tensor(_LARGEST)).item(),
+        _CANDIDATES,
+    )
+    return torch.cat([shares, torch.ones(1)])
 
 
 def _best(

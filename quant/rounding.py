@@ -3,7 +3,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import fx, nn
@@ -11,19 +11,18 @@ from torch import fx, nn
 from lutwise.quant import algorithms
 from lutwise.quant.algorithms import Algorithm, Stage
 from lutwise.quant.algorithms.problems import Correction, LayerOutputs, LayerProblem
+from lutwise.quant.effort import NOTED_IMAGES, RUN, estimate_effort
 from lutwise.quant.evaluate import sqnr_db
-from lutwise.quant.graph import layer_nodes
+from lutwise.quant.progress import Tell
 from lutwise.quant.quantized import QuantizedModel, QuantizedWeight, apply_layer
 from lutwise.quant.recipe import Recipe
 from lutwise.quant.shelf import Shelf
 from lutwise.quant.walk import Step, walk
+from lutwise.quant.work import TYPICAL
 
-__all__ = ["Keep", "Tell", "Tensors", "compute", "layer_problem", "round_layers"]
+__all__ = ["Keep", "Tensors", "compute", "layer_problem", "round_layers"]
 
 Tensors = dict[str, torch.Tensor]
-
-_NOTED_IMAGES: Final = 16
-"""Images on which the effect of an algorithm on a layer's output is measured, for the record."""
 
 
 class Keep(Protocol):
@@ -32,9 +31,6 @@ class Keep(Protocol):
     def __call__(self, name: str, work: Callable[[], Tensors]) -> Tensors:
         """Return what the work gave in an earlier run, or do it now."""
         ...
-
-
-Tell = Callable[[str], None]
 
 
 def compute(name: str, work: Callable[[], Tensors]) -> Tensors:
@@ -80,7 +76,7 @@ def round_layers(
         batches: Calibration images, batch by batch.
         recipe: What to do.
         keep: Remembers finished layers.
-        tell: Called with the name of each step.
+        tell: Told at each layer how much is done.
         shelf: Where tensors are held.
     """
     rounding = algorithms.selected(recipe.algorithms, Stage.ROUND)
@@ -91,13 +87,18 @@ def round_layers(
     if not rounding and not correcting:
         return
     floats = bool(correcting) or any(a.reads_floats(config) for a, config in rounding)
-    names = " + ".join(a.name.replace("_", " ") for a, _ in (*rounding, *correcting))
-    count, done = len(layer_nodes(model.prepared)), 0
+    names = [a.name for a, _ in (*rounding, *correcting)]
+    what = " + ".join(name.replace("_", " ") for name in names)
+    images = sum(map(len, batches))
+    effort = estimate_effort(model.prepared, recipe, images, TYPICAL)
+    shares = effort.shares_before((RUN, *names))
+    done = 0
     for step in walk(model, batches, floats=floats, shelf=shelf):
         if step.layer is None:
             continue
         done += 1
-        tell(f"{names}: layer {done} of {count}, {step.node.target}")
+        place = f"layer {done} of {len(shares)}, {step.node.target}"
+        tell(f"{what}: {place}", shares[step.node.name])
         work = _Layer(model, step, keep)
         for algorithm, config in rounding:
             work.round(algorithm, config)
@@ -139,8 +140,8 @@ class _Layer:
         layer = step.layer
         assert layer is not None
         real = self.model.prepared.module(step.node)
-        x = step.inputs[0][:_NOTED_IMAGES]
-        wanted = step.floats[0][:_NOTED_IMAGES] if step.floats else real(x)
+        x = step.inputs[0][:NOTED_IMAGES]
+        wanted = step.floats[0][:NOTED_IMAGES] if step.floats else real(x)
         return sqnr_db(wanted.numpy(), apply_layer(layer, x, weight.real()).numpy())
 
     def correct(self, algorithm: Algorithm, config: Any) -> None:
@@ -167,7 +168,7 @@ class _Layer:
 
     def _corrected_db(self) -> float:
         floats, quantized = self.step.floats[0], self.step.quantized[0]
-        return sqnr_db(floats[:_NOTED_IMAGES].numpy(), quantized[:_NOTED_IMAGES].numpy())
+        return sqnr_db(floats[:NOTED_IMAGES].numpy(), quantized[:NOTED_IMAGES].numpy())
 
 
 def _apply_to_layer(

@@ -32,6 +32,7 @@ __all__ = [
     "list_parts",
     "measure",
     "point_of",
+    "products_per_image",
 ]
 
 _WORK: Final = 4e12
@@ -170,6 +171,12 @@ def affordable_images(model: QuantizedModel, wanted: int) -> int:
         model: The model.
         wanted: At most.
     """
+    affordable = int(_WORK / products_per_image(model))
+    return max(min(_LEAST, wanted), min(wanted, affordable))
+
+
+def products_per_image(model: QuantizedModel) -> int:
+    """Return what `measure` takes for an image, in multiply-accumulates."""
     starts = {part.start for part in list_parts(model)}
     costs = {n.name: _cost(model.prepared, n) for n in model.graph.graph.nodes}
     rest = sum(costs.values())
@@ -177,7 +184,7 @@ def affordable_images(model: QuantizedModel, wanted: int) -> int:
     for name, cost in costs.items():
         total += 2 * rest * (name in starts)
         rest -= cost
-    return max(min(_LEAST, wanted), min(wanted, int(_WORK / total)))
+    return total
 
 
 def _cost(model: PreparedModel, node: fx.Node) -> int:

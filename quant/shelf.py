@@ -10,9 +10,9 @@ import torch
 
 from lutwise.errors import OutputError
 
-__all__ = ["Shelf"]
+__all__ = ["SMALL", "Shelf"]
 
-_SMALL: Final = 1 << 16
+SMALL: Final = 1 << 16
 """Bytes below which a tensor is not worth a file."""
 
 
@@ -44,7 +44,7 @@ class Shelf:
         if not isinstance(value, torch.Tensor):
             return value
         size = value.numel() * value.element_size()
-        if self._limit is not None and size > _SMALL and self.held + size > self._limit:
+        if self._limit is not None and size > SMALL and self.held + size > self._limit:
             self.filed += size
             return _mapped(value, size)
         self.held += size

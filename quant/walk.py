@@ -19,7 +19,7 @@ _Held = dict[fx.Node, list[Any]]
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Step:
-    """The state after one node.
+    """The state after one node, until the walk goes on.
 
     Args:
         node: The node.
@@ -47,6 +47,10 @@ class Step:
         if self._quantized is None:
             self._quantized = self._walk.run_quantized(self)
         return self._quantized
+
+    def release(self) -> None:
+        """Let go of all tensors: whoever keeps the step must not keep them alive."""
+        self.inputs, self.float_inputs, self.floats, self._quantized = [], [], [], None
 
 
 class _Walk:
@@ -145,6 +149,7 @@ def walk(
         step = state.step(node)
         yield step
         state.finish(step)
+        step.release()
         for source in node.all_input_nodes:
             if last[source] is node:
                 state.forget(source)

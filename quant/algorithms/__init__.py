@@ -2,6 +2,7 @@
 """PTQ algorithms: one file each, one registry, one order."""
 
 from lutwise.quant.algorithms import (  # imported for the registration
+    bias_absorption,
     bias_correction,
     block_rounding,
     equalize,
@@ -10,10 +11,11 @@ from lutwise.quant.algorithms import (  # imported for the registration
     learned_rounding,
     norm_reestimation,
     qronos,
+    smooth_quant,
 )
 from lutwise.quant.algorithms.registry import Algorithm, Stage, list_algorithms, resolve, selected
 
 __all__ = ["Algorithm", "Stage", "list_algorithms", "resolve", "selected"]
 
-del bias_correction, block_rounding, equalize, gpfq, gptq
-del learned_rounding, norm_reestimation, qronos
+del bias_absorption, bias_correction, block_rounding, equalize, gpfq, gptq
+del learned_rounding, norm_reestimation, qronos, smooth_quant

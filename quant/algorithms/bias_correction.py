@@ -8,6 +8,7 @@ import torch
 
 from lutwise.quant.algorithms.problems import Correction, LayerOutputs
 from lutwise.quant.algorithms.registry import Stage, register
+from lutwise.quant.work import Demand, LayerSize, Work
 
 __all__ = ["BiasCorrectionConfig", "bias_correction", "channel_mean"]
 
@@ -17,7 +18,13 @@ class BiasCorrectionConfig:
     """No settings."""
 
 
-@register("bias_correction", Stage.CORRECT, BiasCorrectionConfig)
+def _demand(size: LayerSize, config: BiasCorrectionConfig) -> Demand:
+    del config
+    # Sums in float64 run at a fifth of the speed of plain passes.
+    return Demand(work=Work(numbers=14 * size.outputs * size.images, calls=100))
+
+
+@register("bias_correction", Stage.CORRECT, BiasCorrectionConfig, demand=_demand)
 @torch.no_grad()
 def bias_correction(outputs: LayerOutputs, config: BiasCorrectionConfig) -> Correction:
     """Shift each layer's bias so that its mean output per channel is the float model's.

@@ -11,6 +11,7 @@ from lutwise.quant.algorithms.registry import Stage, register
 from lutwise.quant.algorithms.soft_rounding import SoftRounding, sharpness
 from lutwise.quant.gram import weight_of
 from lutwise.quant.quantized import QuantizedWeight
+from lutwise.quant.work import Demand, LayerSize, Work
 
 __all__ = ["BlockRoundingConfig", "block_rounding"]
 
@@ -44,7 +45,18 @@ class BlockRoundingConfig:
             )
 
 
-@register("block_rounding", Stage.RECONSTRUCT, BlockRoundingConfig)
+def _demand(size: LayerSize, config: BlockRoundingConfig) -> Demand:
+    images = min(config.images, size.images)
+    # Backwards costs twice what forwards does; quantizers and their gradients come on top.
+    image = size.forward.times(3) + Work(numbers=20 * size.outputs)
+    weights = Work(numbers=90 * size.weights, calls=300)
+    work = (image.times(images) + weights).times(config.iterations)
+    # The block's error before and after, and both models' passes through it.
+    work += size.forward.times(4 * size.images)
+    return Demand(work=work, numbers=25 * size.weights + 12 * size.outputs * images)
+
+
+@register("block_rounding", Stage.RECONSTRUCT, BlockRoundingConfig, demand=_demand)
 def block_rounding(
     problem: BlockProblem, config: BlockRoundingConfig
 ) -> dict[str, QuantizedWeight]:

@@ -11,6 +11,7 @@ from lutwise.quant.algorithms.problems import LayerProblem
 from lutwise.quant.algorithms.registry import Stage, register
 from lutwise.quant.quantized import QuantizedWeight
 from lutwise.quant.solvers import Order
+from lutwise.quant.work import Demand, LayerSize, Work, permutation, round_columns
 
 __all__ = ["GpfqConfig", "gpfq"]
 
@@ -34,7 +35,18 @@ class GpfqConfig:
         check_solver("gpfq", block=self.block, damping=0.0, sweeps=0)
 
 
-@register("gpfq", Stage.ROUND, GpfqConfig)
+def _demand(size: LayerSize, config: GpfqConfig) -> Demand:
+    start = Work(flops=2 * size.weights * size.columns, numbers=30 * size.square, calls=200)
+    work = (
+        (size.gram + size.cross + permutation(size).times(2))
+        + start
+        + round_columns(size, config.block)
+    )
+    # Both matrices, their permuted copies, and two on the way to the feedback.
+    return Demand(work=work, numbers=6 * size.square + 6 * size.weights)
+
+
+@register("gpfq", Stage.ROUND, GpfqConfig, demand=_demand)
 @torch.no_grad()
 def gpfq(problem: LayerProblem, config: GpfqConfig) -> QuantizedWeight:
     """Round each column to what cancels the error of all columns before it.

@@ -11,6 +11,14 @@ from lutwise.quant.algorithms.problems import LayerProblem
 from lutwise.quant.algorithms.registry import Stage, register
 from lutwise.quant.quantized import QuantizedWeight
 from lutwise.quant.solvers import Order
+from lutwise.quant.work import (
+    Demand,
+    LayerSize,
+    descent,
+    factorization,
+    permutation,
+    round_columns,
+)
 
 __all__ = ["GptqConfig", "check_solver", "gptq"]
 
@@ -53,7 +61,21 @@ def check_solver(name: str, *, block: int, damping: float, sweeps: int) -> None:
         )
 
 
-@register("gptq", Stage.ROUND, GptqConfig, reads_floats=lambda c: not c.quantized_inputs)
+def _demand(size: LayerSize, config: GptqConfig) -> Demand:
+    work = size.gram + permutation(size) + factorization(size) + round_columns(size, config.block)
+    if config.sweeps:
+        work += descent(size, config.sweeps, config.block)
+    # The matrix, its permuted copy, the factor as LAPACK makes it and reversed, and one more.
+    return Demand(work=work, numbers=5 * size.square + 6 * size.weights)
+
+
+@register(
+    "gptq",
+    Stage.ROUND,
+    GptqConfig,
+    reads_floats=lambda c: not c.quantized_inputs,
+    demand=_demand,
+)
 @torch.no_grad()
 def gptq(problem: LayerProblem, config: GptqConfig) -> QuantizedWeight:
     """Round columns one after another, the rest taking up the error of each.

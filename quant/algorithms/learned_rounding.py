@@ -12,6 +12,7 @@ from lutwise.quant.algorithms.registry import Stage, register
 from lutwise.quant.algorithms.soft_rounding import SoftRounding, sharpness
 from lutwise.quant.formats import Format
 from lutwise.quant.quantized import QuantizedWeight
+from lutwise.quant.work import Demand, LayerSize, Work, descent
 
 __all__ = ["LearnedRoundingConfig", "learn", "learned_rounding"]
 
@@ -46,7 +47,21 @@ class LearnedRoundingConfig:
             )
 
 
-@register("learned_rounding", Stage.ROUND, LearnedRoundingConfig, reads_floats=lambda config: False)
+def _demand(size: LayerSize, config: LearnedRoundingConfig) -> Demand:
+    iteration = Work(flops=2 * size.weights * size.columns, numbers=90 * size.weights, calls=200)
+    work = size.gram + iteration.times(config.iterations) + descent(size, config.sweeps, 64)
+    # The matrix, and scaled once more; of the weights' shape: what is learned, Adam's moments,
+    # and what automatic differentiation keeps.
+    return Demand(work=work, numbers=3 * size.square + 30 * size.weights)
+
+
+@register(
+    "learned_rounding",
+    Stage.ROUND,
+    LearnedRoundingConfig,
+    reads_floats=lambda c: False,
+    demand=_demand,
+)
 def learned_rounding(problem: LayerProblem, config: LearnedRoundingConfig) -> QuantizedWeight:
     """Learn for each weight whether it goes up or down, layer by layer.
 

@@ -10,6 +10,7 @@ from lutwise.errors import ConfigError
 from lutwise.quant.algorithms.bias_correction import channel_mean
 from lutwise.quant.algorithms.problems import Correction, LayerOutputs
 from lutwise.quant.algorithms.registry import Stage, register
+from lutwise.quant.work import Demand, LayerSize, Work
 
 __all__ = ["NormReestimationConfig", "norm_reestimation"]
 
@@ -35,7 +36,13 @@ class NormReestimationConfig:
             )
 
 
-@register("norm_reestimation", Stage.RESCALE, NormReestimationConfig)
+def _demand(size: LayerSize, config: NormReestimationConfig) -> Demand:
+    del config
+    numbers = size.outputs * size.images
+    return Demand(work=Work(numbers=40 * numbers, calls=200))
+
+
+@register("norm_reestimation", Stage.RESCALE, NormReestimationConfig, demand=_demand)
 @torch.no_grad()
 def norm_reestimation(outputs: LayerOutputs, config: NormReestimationConfig) -> Correction:
     """Give each channel of a convolution the mean and variance that it has in the float model.
@@ -67,5 +74,7 @@ def norm_reestimation(outputs: LayerOutputs, config: NormReestimationConfig) -> 
 
 def _moments(batches: Sequence[torch.Tensor], axes: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
     mean = channel_mean(batches, axes)
-    square = channel_mean([b.double().square() for b in batches], axes)
+    squares = [b.double().square().sum(axes) for b in batches]  # one batch in float64 at a time
+    count = sum(b.numel() for b in batches) // mean.numel()
+    square = torch.stack(squares).sum(0) / count
     return mean, (square - mean.square()).clamp_min(0)

@@ -7,6 +7,7 @@ from enum import IntEnum, StrEnum
 from typing import Any, Final, TypeVar
 
 from lutwise.errors import ConfigError
+from lutwise.quant.work import Demand, LayerSize
 
 __all__ = ["Algorithm", "Stage", "list_algorithms", "register", "resolve", "selected"]
 
@@ -46,6 +47,7 @@ class Algorithm:
         summary: One line for people.
         reads_floats: Whether, with a config, it looks at the float model's tensors, too (stage
             ROUND).
+        demand: What it takes for a layer, by the layer's size and a config.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Algorithm:
     run: Callable[..., Any]
     summary: str
     reads_floats: Callable[[Any], bool]
+    demand: Callable[[LayerSize, Any], Demand]
 
 
 _REGISTRY: Final[dict[str, Algorithm]] = {}
@@ -66,6 +69,7 @@ def register(
     config: type[Any],
     *,
     reads_floats: Callable[[Any], bool] = lambda config: True,
+    demand: Callable[[LayerSize, Any], Demand] = lambda size, config: Demand(),
 ) -> Callable[[_F], _F]:
     """Register a function; its docstring's first line is the summary.
 
@@ -75,6 +79,8 @@ def register(
         config: Frozen dataclass of its settings, all with defaults.
         reads_floats: Whether, with a config, it looks at the float model's tensors, too; where
             nobody does, that model need not run (stage ROUND).
+        demand: What it takes for a layer, by the layer's size and a config; the default leaves it
+            out of estimates (`lutwise.quant.effort`).
 
     Raises:
         ConfigError: The name is taken.
@@ -84,7 +90,7 @@ def register(
         if name in _REGISTRY:
             raise ConfigError(f"an algorithm named {name!r} is registered already")
         summary = (function.__doc__ or "").strip().splitlines()[0]
-        _REGISTRY[name] = Algorithm(name, stage, config, function, summary, reads_floats)
+        _REGISTRY[name] = Algorithm(name, stage, config, function, summary, reads_floats, demand)
         return function
 
     return add

@@ -46,7 +46,8 @@ _MODEL_OPTIONS = _stack(
                  help="Outputs computed side by side in the priced hardware."),
     click.option("--simd", type=click.IntRange(1), default=8, show_default=True,
                  help="Products per output and cycle in the priced hardware."),
-    click.option("--threads", type=click.IntRange(1), help="Threads; default: all cores."),
+    click.option("--threads", type=click.IntRange(1),
+                 help="Threads of each process; default: all cores, shared by --jobs."),
     click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
     click.option("--quiet", is_flag=True, help="No progress on stderr."),
 )  # fmt: skip

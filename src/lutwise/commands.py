@@ -5,16 +5,11 @@ import functools
 import importlib.util
 import os
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from math import prod
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from lutwise.cost_models.estimate import Folding, estimate
 from lutwise.cost_models.from_network import layer_shapes, shapes_from_json
@@ -23,14 +18,15 @@ from lutwise.export.report import write_run_report
 from lutwise.files import locked, read_json
 from lutwise.pipeline import Job, Result, load_job, tool_versions
 from lutwise.pipeline import run as run_job
+from lutwise.planning import run_effort
 from lutwise.quant.algorithms import list_algorithms
 from lutwise.quant.formats import parse_element, parse_weight
-from lutwise.quant.graph import layer_nodes
 from lutwise.quant.lower import lower
 from lutwise.quant.models import load_model, zoo_names
 from lutwise.quant.quantize import collect_samples, prepare, quantize
 from lutwise.quant.recipe import Recipe, load_recipe
 from lutwise.reporting import draw_sweep, read_sweep, run_summary
+from lutwise.shown import points_shown, steps_shown
 from lutwise.space import load_space
 from lutwise.sweep import sweep as run_sweep
 from lutwise.workspace import Steps
@@ -41,7 +37,10 @@ Options = Mapping[str, Any]
 
 
 def _threads(options: Options) -> int:
-    return options["threads"] or len(os.sched_getaffinity(0))
+    """Return how many threads work on one model; by default the processes share all cores."""
+    given: int | None = options["threads"]
+    jobs: int = options.get("jobs", 1)
+    return given or max(1, len(os.sched_getaffinity(0)) // jobs)
 
 
 def _load(options: Options, calib_images: int, seed: int) -> Job:
@@ -62,52 +61,6 @@ def _load(options: Options, calib_images: int, seed: int) -> Job:
     )
 
 
-@contextmanager
-def _steps_shown(quiet: bool) -> Iterator[Callable[[str], None]]:
-    """Show the step that a run is at: a line that changes on a terminal, else a line each."""
-    console = Console(stderr=True)
-    if quiet:
-        yield lambda step: None
-    elif console.is_terminal:
-        with console.status("start") as status:
-            yield status.update
-    else:
-        start = time.monotonic()
-        yield lambda step: print(f"{time.monotonic() - start:7.1f} s  {step}", file=sys.stderr)  # noqa: T201
-
-
-@contextmanager
-def _points_shown(total: int, quiet: bool) -> Iterator[Callable[[str, str], None]]:
-    """Show how far a sweep is."""
-    console = Console(stderr=True)
-    done = 0
-    if quiet:
-        yield lambda point, step: None
-        return
-    if console.is_terminal:
-        columns = (
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-            TimeElapsedColumn(),
-        )  # fmt: skip
-        with Progress(*columns, console=console) as bar:
-            task = bar.add_task("points", total=total)
-
-            def show(point: str, step: str) -> None:
-                bar.update(task, description=f"{point}: {step}", advance=step == "done")
-
-            yield show
-        return
-    start = time.monotonic()
-
-    def tell(point: str, step: str) -> None:
-        nonlocal done
-        if step == "done":
-            done += 1
-            print(f"{time.monotonic() - start:7.1f} s  {done}/{total}  {point}", file=sys.stderr)  # noqa: T201
-
-    yield tell
-
-
 def run(options: Options, changes: Mapping[str, Any]) -> dict[str, Any]:
     """Do ``quantize run``."""
     recipe = load_recipe(options["recipe"], changes)
@@ -115,7 +68,7 @@ def run(options: Options, changes: Mapping[str, Any]) -> dict[str, Any]:
     if options["dry_run"]:
         return _plan_run(options, recipe, out)
     job = _load(options, recipe.calibration.images, recipe.seed)
-    with locked(out), _steps_shown(options["quiet"]) as show:
+    with locked(out), steps_shown(options["quiet"]) as show:
         result = run_job(
             job,
             recipe,
@@ -189,24 +142,21 @@ def _plan_run(options: Options, recipe: Recipe, out: Path) -> dict[str, Any]:
     job = _load(options, recipe.calibration.images, recipe.seed)
     few = torch.from_numpy(job.calibration.slice(0, 8))
     prepared = prepare(job.model.module, job.input_shape, recipe, name=job.model.name, images=few)
-    start = time.monotonic()
     samples = collect_samples(prepared, few, batch=8, seed=recipe.seed)
-    per_image = (time.monotonic() - start) / len(few)
     quick = recipe.model_copy(update={"algorithms": {}})
     model = quantize(prepared, samples, few, quick)
+    network = None if model.layer_inputs else lower(model)
     images = len(job.evaluation) if job.evaluation else 0
-    widest = max(prod(prepared.shapes[node.name]) for node in layer_nodes(prepared))
     found: dict[str, Any] = {
         "out": str(out),
         "model": job.model.name,
         "calibration": f"{job.calibration.name}, {len(job.calibration)} images",
         "evaluation": f"{job.evaluation.name}, {images} images" if job.evaluation else None,
-        "seconds_about": round(per_image * (3 * len(job.calibration) + 12 * images) + 10),
-        "memory_mib_about": round(600 + widest * 4 * 2 * len(job.calibration) / 2**20),
+        **run_effort(job, recipe, prepared, model, network).to_json(),
         "recipe": recipe.model_dump(mode="json"),
     }
-    if not model.layer_inputs:
-        cost = estimate(layer_shapes(lower(model)), job.folding)
+    if network is not None:
+        cost = estimate(layer_shapes(network), job.folding)
         found["macs"] = cost.macs
         found["luts_folded"] = round(cost.folded.luts)
         found["layers"] = [
@@ -249,7 +199,7 @@ def sweep(options: Options, changes: Mapping[str, Any]) -> dict[str, Any]:
             "out": str(out),
             "points": [point.name for point in points],
         }
-    with locked(out), _points_shown(len(points), options["quiet"]) as show:
+    with locked(out), points_shown(len(points), options["quiet"]) as show:
         result = run_sweep(load, points, out, jobs=options["jobs"], progress=show)
     return {
         "out": str(out),

@@ -33,6 +33,7 @@ from lutwise.quant.graph import PreparedModel
 from lutwise.quant.lower import lower
 from lutwise.quant.models import LoadedModel
 from lutwise.quant.network import Network
+from lutwise.quant.progress import Tell, silent
 from lutwise.quant.quantize import Samples, collect_samples, prepare, quantize
 from lutwise.quant.quantized import QuantizedModel, predict
 from lutwise.quant.recipe import GraphMode, Recipe
@@ -42,12 +43,11 @@ from lutwise.quant.sensitivity import affordable_images
 from lutwise.quant.state import from_state, to_state
 from lutwise.workspace import Steps, code_digest, digest, sha256_of, to_json
 
-__all__ = ["Job", "Result", "load_job", "run", "tool_versions"]
+__all__ = ["DIAGNOSED_IMAGES", "Job", "Result", "load_job", "run", "tool_versions"]
 
-Progress = Callable[[str], None]
 Logits = npt.NDArray[np.float32]
 
-_DIAGNOSED_IMAGES: Final = 64
+DIAGNOSED_IMAGES: Final = 64
 _DIAGNOSIS: Final = TypeAdapter(Diagnosis)
 _RECIPE, _METRICS, _COST = "recipe.yaml", "metrics.json", "cost.json"
 _MODEL, _WEIGHTS, _LAYERS, _MANIFEST = (
@@ -236,7 +236,7 @@ class _Point:
         job: Model and images.
         recipe: What to do.
         steps: Finished steps.
-        progress: Called with the name of each step.
+        progress: Told about each step.
         calibrating: The first so many calibration images calibrate; None for all.
     """
 
@@ -245,7 +245,7 @@ class _Point:
         job: Job,
         recipe: Recipe,
         steps: Steps,
-        progress: Progress,
+        progress: Tell,
         calibrating: int | None = None,
     ) -> None:
         self.job, self.recipe, self.steps, self.progress = job, recipe, steps, progress
@@ -266,13 +266,11 @@ class _Point:
     def prepared(self) -> PreparedModel:
         """Return the prepared float model."""
         self.progress("trace and prepare")
-        job = self.job
+        job, recipe = self.job, self.recipe
+        balancing = selected(recipe.algorithms, Stage.BALANCE)
+        images = self.calibration_images() if balancing else None  # else they need not be loaded
         return prepare(
-            job.model.module,
-            job.input_shape,
-            self.recipe,
-            name=job.model.name,
-            images=self.calibration_images(),
+            job.model.module, job.input_shape, recipe, name=job.model.name, images=images
         )
 
     def samples(self, prepared: PreparedModel) -> Samples:
@@ -345,7 +343,7 @@ def run(
     steps: Steps,
     *,
     name: str,
-    progress: Progress = lambda step: None,
+    progress: Tell = silent,
 ) -> Result:
     """Quantize, evaluate, export, check and price; write the run directory.
 
@@ -355,7 +353,7 @@ def run(
         out: The run directory.
         steps: Finished steps, to continue from and add to.
         name: Of the run, for people.
-        progress: Called with the name of each step.
+        progress: Told about each step.
 
     Raises:
         LutwiseError: Anything that the steps refuse.
@@ -405,7 +403,7 @@ def run(
 
 
 def _searched(
-    job: Job, recipe: Recipe, steps: Steps, progress: Progress
+    job: Job, recipe: Recipe, steps: Steps, progress: Tell
 ) -> tuple[Recipe, tuple[Trial, ...]]:
     """Return the recipe that the calibration images speak for, where a search is asked for."""
     if not recipe.search:
@@ -419,8 +417,8 @@ def _searched(
         nonlocal tried
         tried += 1
 
-        def tell(step: str) -> None:
-            progress(f"candidate {tried}: {step}")
+        def tell(step: str, share: float | None = None) -> None:
+            progress(f"candidate {tried}: {step}", share)
 
         point = _Point(job, candidate, steps, tell, calibrating)
 
@@ -563,7 +561,7 @@ def _diagnosis(point: _Point, model: QuantizedModel) -> Diagnosis:
     def compute() -> Any:
         point.progress("diagnose layers")
         images = point.calibration_images()
-        count = affordable_images(model, min(_DIAGNOSED_IMAGES, len(images)))
+        count = affordable_images(model, min(DIAGNOSED_IMAGES, len(images)))
         return _DIAGNOSIS.dump_python(diagnose(model, images[:count]), mode="json")
 
     return _DIAGNOSIS.validate_python(point.steps.json("diagnose", point.keys.quantized, compute))

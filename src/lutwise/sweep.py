@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import torch
 
@@ -22,13 +22,31 @@ from lutwise.space import SpacePoint
 from lutwise.workers import busy, interrupts_held, worker_pool
 from lutwise.workspace import Steps, to_json
 
-__all__ = ["sweep"]
+__all__ = ["DONE", "PointTell", "sweep"]
 
 _POINTS: Final = "points"
 _STEPS: Final = ".steps"
 
-PointProgress = Callable[[str, str], None]
-"""Called with a point's name and the step it is at; the step ``done`` is the last."""
+DONE: Final = "done"
+"""A point's last step."""
+
+
+class PointTell(Protocol):
+    """Somebody who is told where each point stands."""
+
+    def __call__(self, point: str, step: str, share: float | None = None) -> None:
+        """Take note of the step that a point is at.
+
+        Args:
+            point: Its name.
+            step: For people; `DONE` is the last.
+            share: As `lutwise.quant.progress.Tell` has it.
+        """
+        ...
+
+
+def _silent(point: str, step: str, share: float | None = None) -> None:
+    """Tell nobody."""
 
 
 _JOB: Job | None = None
@@ -40,7 +58,7 @@ def sweep(
     out: Path,
     *,
     jobs: int = 1,
-    progress: PointProgress = lambda point, step: None,
+    progress: PointTell = _silent,
 ) -> SweepResult:
     """Run every point, then write ``sweep.json``, ``pareto.csv``, plots and ``report.html``.
 
@@ -64,25 +82,29 @@ def sweep(
     if jobs == 1:
         results = [_run_point(job, point, out, progress) for point in points]
     else:
-        results = _run_parallel(load, points, out, jobs, progress)
+        results = _run_parallel(load, points, out, jobs, job.threads, progress)
     result = _collect(job, points, results)
     write_atomic(out / SWEEP_FILE, to_json(result.to_dict()))
     draw_sweep(result, out)
     return result
 
 
-def _run_point(job: Job, point: SpacePoint, out: Path, progress: PointProgress) -> Result:
+def _run_point(job: Job, point: SpacePoint, out: Path, progress: PointTell) -> Result:
     folder = out / _POINTS / point.name
+
+    def tell(step: str, share: float | None = None) -> None:
+        progress(point.name, step, share)
+
     result = run(
         job,
         point.recipe,
         folder,
         Steps(out / _STEPS, out / "events.jsonl"),
         name=point.name,
-        progress=lambda step: progress(point.name, step),
+        progress=tell,
     )
     write_run_report(run_summary(result), folder)
-    progress(point.name, "done")
+    progress(point.name, DONE)
     return result
 
 
@@ -91,7 +113,8 @@ def _run_parallel(
     points: Sequence[SpacePoint],
     out: Path,
     jobs: int,
-    progress: PointProgress,
+    threads: int,
+    progress: PointTell,
 ) -> list[Result]:
     try:
         with worker_pool(jobs) as pool:
@@ -106,13 +129,14 @@ def _run_parallel(
     except BrokenProcessPool as error:
         raise LutwiseError(
             f"a process that worked on {str(out)!r} was killed, perhaps for want of memory; the "
-            "same command continues where it stopped, with fewer --jobs in less memory"
+            f"same command with --threads {threads} continues where it stopped, with fewer --jobs "
+            "in less memory"
         ) from error
 
 
-def _tell_done(progress: PointProgress, name: str, future: Future[Result]) -> None:
+def _tell_done(progress: PointTell, name: str, future: Future[Result]) -> None:
     if not future.cancelled() and future.exception() is None:
-        progress(name, "done")
+        progress(name, DONE)
 
 
 def _work(load: Callable[[], Job], out: Path, point: SpacePoint) -> Result:
@@ -122,7 +146,7 @@ def _work(load: Callable[[], Job], out: Path, point: SpacePoint) -> Result:
         if _JOB is None:
             _JOB = load()
             torch.set_num_threads(_JOB.threads)
-        return _run_point(_JOB, point, out, lambda name, step: None)
+        return _run_point(_JOB, point, out, _silent)
 
 
 def _collect(job: Job, points: Sequence[SpacePoint], results: Sequence[Result]) -> SweepResult:

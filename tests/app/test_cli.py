@@ -339,11 +339,37 @@ def test_dry_run_writes_nothing(tmp_path: Path) -> None:
     plan = json.loads(done.stdout)
     assert plan["macs"] > 1e6
     assert len(plan["layers"]) > 20
-    assert plan["seconds_about"] > 0
+    about = plan["seconds_about"]
+    assert 0 < about["low"] < about["value"] < about["high"]
+    assert sum(plan["seconds_by_step"].values()) == pytest.approx(about["value"], rel=0.02, abs=0.2)
+    assert {"calibrate", "find ranges", "bias_correction", "check in qonnx"} <= set(
+        plan["seconds_by_step"]
+    )
+    assert plan["memory_mib_at_most"] == pytest.approx(
+        sum(plan["memory_mib_by_purpose"].values()), abs=len(plan["memory_mib_by_purpose"])
+    )
+    layers = {layer["layer"] for layer in plan["layers"]}
+    assert {layer["layer"] for layer in plan["largest_layers"]} <= layers
     assert not out.exists()
     done = quantize("sweep", "zoo/resnet8", "--dry-run", "--json", "--out", out, *FEW)
     assert len(json.loads(done.stdout)["points"]) >= 12
     assert not out.exists()
+
+
+def test_dry_run_counts_the_candidates_of_a_search() -> None:
+    def seconds(*args: str) -> dict[str, float]:
+        done = quantize("run", "zoo/resnet8", "--dry-run", "--json", *args, *FEW)
+        assert done.returncode == 0, done.stderr
+        found: dict[str, float] = json.loads(done.stdout)["seconds_by_step"]
+        return found
+
+    once = seconds("--preset", "balanced")
+    best = seconds("--preset", "best")
+    (ranges,) = (step for step in best if step.startswith("find ranges, "))
+    models = int(ranges.removeprefix("find ranges, ").removesuffix(" models"))
+    assert models >= 6
+    assert best[ranges] > 0.4 * models * once["find ranges"]
+    assert 0 < best[f"qronos, {models} models"] < best[f"gptq, {models} models"]
 
 
 def test_doctor_names_the_tools() -> None:

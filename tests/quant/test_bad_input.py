@@ -27,7 +27,7 @@ def check_finite(net: nn.Module, images: torch.Tensor, **settings: Any) -> None:
     recipe = build_recipe(
         {"weights": "e2m1", "activations": "ue2m2", **settings}, changes={}, where="test"
     )
-    prepared = prepare(net, INPUT_SHAPE, recipe, name="net")
+    prepared = prepare(net, INPUT_SHAPE, recipe, name="net", images=images)
     samples = collect_samples(prepared, images, batch=64, seed=0)
     model = quantize(prepared, samples, images, recipe)
     assert torch.isfinite(predict(model, images)).all()

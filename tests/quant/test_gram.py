@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn.functional import unfold
+from torch.utils.flop_counter import FlopCounterMode
 
-from lutwise.quant.gram import columns, gram, patches, weight_of
+from lutwise.quant.gram import columns, gram, gram_flops, patches, weight_of
 
 
 def unfolded(layer: nn.Conv2d | nn.Linear, x: torch.Tensor) -> torch.Tensor:
@@ -94,3 +95,25 @@ def test_wide_layers_are_symmetric_though_one_triangle_is_computed() -> None:
 def test_no_batch_is_an_error() -> None:
     with pytest.raises(ValueError, match="at least one batch"):
         gram(nn.Linear(2, 2), [])
+
+
+@pytest.mark.parametrize("cross", [False, True])
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Conv2d(6, 4, 3, padding=1), (6, 9, 8)),
+        (nn.Conv2d(6, 4, 3), (6, 4, 4)),
+        (nn.Conv2d(6, 4, (3, 1), padding=(1, 0)), (6, 5, 5)),
+        (nn.Conv2d(6, 6, 5, padding=4, groups=2), (6, 7, 7)),
+        (nn.Conv2d(4, 4, 3, padding=1), (4, 2, 2)),
+        (nn.Conv2d(60, 4, 3, stride=2, padding=1), (60, 9, 9)),
+        (nn.Linear(1200, 4), (5, 1200)),
+    ],
+)
+def test_flops_are_those_that_torch_counts(
+    layer: nn.Conv2d | nn.Linear, shape: tuple[int, ...], cross: bool
+) -> None:
+    x, y = torch.randn(3, *shape), torch.randn(3, *shape)
+    with FlopCounterMode(display=False) as counter:
+        gram(layer, [x], [y] if cross else None)
+    assert 3 * gram_flops(layer, shape, cross=cross) == counter.get_total_flops()
