@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 from unittest.mock import patch
@@ -95,7 +96,7 @@ def our_gptq(net: nn.Module, images: Tensor, fmt: str, sweeps: int) -> dict[str,
 
 def their_gptq(net: nn.Module, images: Tensor, fmt: str) -> dict[str, Any]:
     """Time Brevitas's GPTQ step."""
-    model, seconds = build(net, images, brevitas_settings(fmt, equalize=0, correct=False))
+    model, seconds = build(net, images, replace(brevitas_settings(fmt), gptq=True))
     weights = {
         name: module.quant_weight().value.detach()
         for name, module in model.named_modules()
@@ -107,18 +108,18 @@ def their_gptq(net: nn.Module, images: Tensor, fmt: str) -> dict[str, Any]:
     }
 
 
-def brevitas_settings(fmt: str, *, equalize: int, correct: bool) -> BrevitasSettings:
-    """Return the settings that mean the same in Brevitas."""
+def brevitas_settings(fmt: str) -> BrevitasSettings:
+    """Return the settings that mean the same in Brevitas, without algorithms."""
     return BrevitasSettings(
         weights=fmt,
         activations=fmt if fmt.startswith("e") else f"u{fmt}",
         weight_range=RangeKind.MSE,
         activation_range=RangeKind.MSE,
-        equalize_iterations=equalize,
-        gptq=True,
+        relu6_to_relu=False,
+        equalize_iterations=0,
         act_order=True,
         gptq_quantized_activations=True,
-        bias_correction=correct,
+        bias_correction=False,
         batch=64,
     )
 
@@ -174,9 +175,10 @@ def compare_gptq(net: nn.Module, images: Tensor, fmt: str, repeats: int) -> dict
 
 
 def compare_recipe(net: nn.Module, images: Tensor, fmt: str) -> dict[str, Any]:
-    """Compare a whole recipe and evaluation of both tools on one format."""
+    """Compare `balanced`, and the same steps in Brevitas, and evaluation on one format."""
     start = time.perf_counter()
-    theirs, by_step = build(net, images, brevitas_settings(fmt, equalize=20, correct=True))
+    settings = replace(brevitas_settings(fmt), qronos=True, bias_correction=True)
+    theirs, by_step = build(net, images, settings)
     their_seconds = time.perf_counter() - start
     start = time.perf_counter()
     ours = calibrated(net, images, recipe(fmt, preset=Preset.BALANCED))

@@ -28,6 +28,7 @@ __all__ = [
     "gram_flops",
     "is_dense",
     "layer_groups",
+    "mean_patch",
     "patches",
     "weight_of",
 ]
@@ -123,6 +124,21 @@ def gram(
     if total is None:
         raise ValueError("gram needs at least one batch of inputs")
     return total
+
+
+@torch.no_grad()
+def mean_patch(layer: Layer, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, int]:
+    """Return the mean of all patches, shape (groups, n), float64, and how many there are.
+
+    Args:
+        layer: The layer whose patches are meant.
+        inputs: Its input, batch by batch, (n, c, h, w) or (..., features).
+    """
+    # Patches of a sum of images are the sums of patches.
+    summed = torch.stack([x.sum(0, keepdim=True, dtype=torch.float64) for x in inputs]).sum(0)
+    rows = patches(layer, summed)
+    count = rows.shape[1] * sum(map(len, inputs))
+    return rows.sum(1) / count, count
 
 
 def _merged(batches: Sequence[torch.Tensor]) -> list[list[int]]:

@@ -321,8 +321,10 @@ def _activation_quantizers(
         scales = [search(f, r, how) for f, r in zip(formats, rows, strict=True)]
         if len(family) > 1 and how.scale is ScaleKind.FLOAT32:
             scales = _align(formats, rows, scales)
+        given = any(group.is_input or group.is_output for group in family)
+        factor = 1.0 if given else recipe.activations.factor  # image and logits keep theirs
         for group, fmt, scale in zip(family, formats, scales, strict=True):
-            quantizer = TensorQuantizer(format=fmt, scale=scale.item())
+            quantizer = TensorQuantizer(format=fmt, scale=(scale * factor).item())
             found.update(dict.fromkeys(group.points, quantizer))
     return found
 

@@ -96,10 +96,18 @@ class ActivationSettings(_Range):
 
     The format's unsigned form goes to tensors that are never negative, its signed form to the
     others, for integers and minifloats alike; ``unsigned: false`` keeps the signed form.
+    Scales found are multiplied by ``factor``.
     """
 
     format: FormatName = "uint8"
     unsigned: bool = True
+    factor: float = Field(1.0, gt=0, lt=16)
+
+    @model_validator(mode="after")
+    def _powers_stay(self) -> Self:
+        if self.factor != 1 and self.scale is ScaleKind.POWER_OF_TWO:
+            raise ValueError("a factor leaves no powers of two; set scale to float32, or factor 1")
+        return self
 
 
 class Calibration(_Model):
@@ -142,7 +150,7 @@ class Recipe(_Model):
     last_layer: FormatName | None = None
     relu6_to_relu: bool = False
     algorithms: Mapping[str, Mapping[str, Any]] = Field(
-        default_factory=lambda: PRESETS[Preset.FAST]["algorithms"]
+        default_factory=lambda: PRESETS[Preset.BALANCED]["algorithms"]
     )
     search: bool = False
     float_layers: tuple[str, ...] = ()
@@ -257,8 +265,8 @@ def build_recipe(*parts: Mapping[str, Any], changes: Mapping[str, Any], where: s
     for part in parts:
         for key, value in part.items():
             _set(data, str(key), value)
-    for key, value in changes.items():
-        _set(data, key, value)
+    for key in sorted(changes, key=lambda key: key.count(".")):  # wholes before their parts
+        _set(data, key, changes[key])
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
@@ -266,17 +274,31 @@ def build_recipe(*parts: Mapping[str, Any], changes: Mapping[str, Any], where: s
 
 
 def _set(data: dict[str, Any], key: str, value: Any) -> None:
-    """Set a value; a mapping is merged into the mapping (or bare format) that is there."""
+    """Set a value; a mapping is merged into the mapping (or what is short for one) there."""
     head, _, rest = key.partition(".")
-    if rest:
-        value = {rest: value}
     there = data.get(head)
     if head in _WITH_FORMAT:
         there = {"format": there} if isinstance(there, str) else there
-        value = {"format": value} if isinstance(value, str) else value
-    if isinstance(there, dict) and isinstance(value, dict) and head != "algorithms":
-        value = {**there, **value}
-    data[head] = value
+        value = {"format": value} if isinstance(value, str) and not rest else value
+    if rest:
+        if head == "algorithms":
+            there = _algorithms(data)
+        part = dict(there) if isinstance(there, Mapping) else {}
+        _set(part, rest, value)
+        data[head] = part
+    elif isinstance(there, dict) and isinstance(value, dict) and head != "algorithms":
+        data[head] = {**there, **value}
+    else:
+        data[head] = value
+
+
+def _algorithms(data: Mapping[str, Any]) -> Any:
+    """Return the algorithms of settings that may name them, or a preset, or neither."""
+    preset = data.get("preset", Preset.BALANCED)
+    default = PRESETS[Preset(preset)]["algorithms"] if preset in list(Preset) else {}
+    given = data.get("algorithms", default)
+    names = [given] if isinstance(given, str) else given
+    return dict.fromkeys(names) if isinstance(names, list | tuple) else names
 
 
 def _explain(error: ValidationError, where: str) -> str:

@@ -12,6 +12,7 @@ from typing import Any, Final
 import torch
 
 from lutwise.errors import CalibrationError
+from lutwise.quant.ranges import ScaleKind
 from lutwise.quant.recipe import Recipe, build_recipe
 
 __all__ = ["Trial", "calibrating_images", "choose", "divergence"]
@@ -102,21 +103,28 @@ def _with(recipe: Recipe, without: set[str], **more: Mapping[str, Any]) -> Chang
 
 
 def _preparation(recipe: Recipe, clips_at_six: bool) -> Options:
-    options: list[tuple[str, Changes]] = []
-    if "equalize" in recipe.algorithms:
-        options.append(("without equalize", _with(recipe, {"equalize"})))
-        if clips_at_six and not recipe.relu6_to_relu:
-            options.append(("relu6_to_relu", {"relu6_to_relu": True}))
+    if _PREPARATION & set(recipe.algorithms):
+        return [("without " + " and ".join(sorted(_PREPARATION)), _with(recipe, _PREPARATION))]
+    options: list[tuple[str, Changes]] = [
+        ("equalize", _with(recipe, set(), equalize={})),
+        ("smooth_quant", _with(recipe, set(), smooth_quant={})),
+        ("smooth_quant alpha 0.7", _with(recipe, set(), smooth_quant={"alpha": 0.7})),
+    ]
+    if clips_at_six and not recipe.relu6_to_relu:
+        changes = {"relu6_to_relu": True, **_with(recipe, set(), equalize={})}
+        options.append(("equalize with relu6_to_relu", changes))
     return options
 
 
+_PREPARATION: Final = {"equalize", "smooth_quant"}
 _ROUNDING: Final = {"gptq", "qronos", "gpfq", "learned_rounding", "block_rounding"}
 
 
 def _rounding(recipe: Recipe, clips_at_six: bool) -> Options:
     del clips_at_six
+    centered = {"centered": "bias_correction" in recipe.algorithms}
     return [
-        (name, _with(recipe, _ROUNDING, **{name: {}}))
+        (name, _with(recipe, _ROUNDING, **{name: centered}))
         for name in ("qronos", "learned_rounding")
         if name not in recipe.algorithms
     ]
@@ -131,5 +139,19 @@ def _correction(recipe: Recipe, clips_at_six: bool) -> Options:
 
 def _ranges(recipe: Recipe, clips_at_six: bool) -> Options:
     del clips_at_six
-    others = [r for r in ("mse", "percentile") if r != recipe.activations.range]
-    return [(f"activations.range {r}", {"activations.range": r}) for r in others]
+    settings = recipe.activations
+    options: list[tuple[str, Changes]] = [
+        (f"activations.range {r}", {"activations.range": r})
+        for r in ("mse", "percentile")
+        if r != settings.range
+    ]
+    if settings.scale is ScaleKind.FLOAT32:
+        options += [
+            (f"activations.factor {f}", {"activations.factor": f * settings.factor})
+            for f in _FACTORS
+        ]
+    return options
+
+
+_FACTORS: Final = (0.8, 0.9)
+"""A range of least squared error clips less than serves the outputs best."""

@@ -23,6 +23,7 @@ class GpfqConfig:
     Args:
         order: Of the columns: by input power, or as they are.
         block: Columns between two matrix products; decides speed alone.
+        centered: Second moments around the means, which are left to `bias_correction`.
 
     Raises:
         ConfigError: Out of range.
@@ -30,6 +31,7 @@ class GpfqConfig:
 
     order: Order = Order.ACTIVITY
     block: int = 64
+    centered: bool = False
 
     def __post_init__(self) -> None:
         check_solver("gpfq", block=self.block, damping=0.0, sweeps=0)
@@ -54,6 +56,7 @@ def gpfq(problem: LayerProblem, config: GpfqConfig) -> QuantizedWeight:
     Reference:
         arXiv 2201.11113, equation 2.
     """
+    problem = problem.around_means() if config.centered else problem
     solution = solvers.gpfq(
         problem.start.format,
         problem.in_units,

@@ -33,6 +33,7 @@ class GptqConfig:
         block: Columns between two matrix products; decides speed alone.
         quantized_inputs: Second moments of the quantized model's inputs; else the float model's.
         sweeps: Of coordinate descent afterwards.
+        centered: Second moments around the means, which are left to `bias_correction`.
 
     Raises:
         ConfigError: Out of range.
@@ -43,6 +44,7 @@ class GptqConfig:
     block: int = 64
     quantized_inputs: bool = True
     sweeps: int = 0
+    centered: bool = False
 
     def __post_init__(self) -> None:
         check_solver("gptq", block=self.block, damping=self.damping, sweeps=self.sweeps)
@@ -83,6 +85,7 @@ def gptq(problem: LayerProblem, config: GptqConfig) -> QuantizedWeight:
     Reference:
         arXiv 2210.17323, algorithm 1; with sweeps, arXiv 2309.01885 after it.
     """
+    problem = problem.around_means() if config.centered else problem
     gram = problem.gram if config.quantized_inputs else problem.float_gram
     fmt, weights = problem.start.format, problem.in_units
     values = solvers.gptq(

@@ -27,6 +27,7 @@ class LearnedRoundingConfig:
         penalty: Weight of the penalty on weights between two values, relative to the error of
             rounding to nearest.
         sweeps: Of coordinate descent afterwards.
+        centered: Second moments around the means, which are left to `bias_correction`.
 
     Raises:
         ConfigError: Out of range.
@@ -36,6 +37,7 @@ class LearnedRoundingConfig:
     rate: float = 0.03
     penalty: float = 16.0
     sweeps: int = 3
+    centered: bool = False
 
     def __post_init__(self) -> None:
         good = self.iterations >= 1 and self.rate > 0 and self.penalty >= 0 and self.sweeps >= 0
@@ -71,6 +73,7 @@ def learned_rounding(problem: LayerProblem, config: LearnedRoundingConfig) -> Qu
         weights, so the second moments of the inputs replace the images, and every step sees all
         of them.
     """
+    problem = problem.around_means() if config.centered else problem
     values = learn(
         problem.start.format, problem.in_units, problem.gram, problem.start_values(), config
     )

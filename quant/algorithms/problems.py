@@ -2,18 +2,22 @@
 """What algorithms are given and what they give back."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Final
 
 import torch
 from torch import nn
 
 from lutwise.quant.formats import Format
-from lutwise.quant.gram import Layer, columns, gram, weight_of
+from lutwise.quant.gram import Layer, columns, gram, mean_patch, weight_of
 from lutwise.quant.quantized import QuantizedWeight
 from lutwise.quant.ranges import RangeSearch
 
 __all__ = ["Balance", "BlockProblem", "Correction", "LayerOutputs", "LayerProblem"]
+
+_NOISE: Final = 1e-5
+"""Of float32 sums: a variance that is a smaller part of the second moment is taken to be zero."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -52,6 +56,8 @@ class LayerProblem:
         start: Scales, and weights rounded to nearest.
         inputs: What the layer reads in the quantized model, batch by batch.
         float_inputs: What it reads in the float model; empty where the algorithm does not ask.
+        centered: Second moments are taken around the means of both inputs. What is minimized is
+            then the variance of the outputs' error; its mean is left to the bias.
     """
 
     name: str
@@ -60,27 +66,46 @@ class LayerProblem:
     start: QuantizedWeight
     inputs: Sequence[torch.Tensor]
     float_inputs: Sequence[torch.Tensor]
+    centered: bool = False
 
     @cached_property
     def gram(self) -> torch.Tensor:
         """H of the quantized inputs, (groups, n, n)."""
-        return gram(self.layer, self.inputs)
+        found = gram(self.layer, self.inputs)
+        return _around_mean(found, *self._mean) if self.centered else found
 
     @cached_property
     def float_gram(self) -> torch.Tensor:
         """H of the float inputs, (groups, n, n)."""
-        return gram(self.layer, self.float_inputs)
+        found = gram(self.layer, self.float_inputs)
+        return _around_mean(found, *self._float_mean) if self.centered else found
 
     @cached_property
     def cross(self) -> torch.Tensor:
         """G, the quantized inputs against the float inputs, (groups, n, n)."""
-        return gram(self.layer, self.inputs, self.float_inputs)
+        found = gram(self.layer, self.inputs, self.float_inputs)
+        if self.centered:
+            (mean, count), (float_mean, _) = self._mean, self._float_mean
+            found -= _outer(mean, float_mean, count).to(found.dtype)
+        return found
+
+    @cached_property
+    def _mean(self) -> tuple[torch.Tensor, int]:
+        return mean_patch(self.layer, self.inputs)
+
+    @cached_property
+    def _float_mean(self) -> tuple[torch.Tensor, int]:
+        return mean_patch(self.layer, self.float_inputs)
 
     @property
     def in_units(self) -> torch.Tensor:
         """Float weights divided by their scales, (groups, rows, n), columns as in `gram`."""
         shape = (-1,) + (1,) * (self.weight.dim() - 1)
         return columns(self.layer, self.weight / self.start.scales.reshape(shape))
+
+    def around_means(self) -> "LayerProblem":
+        """Return the problem with `centered` second moments."""
+        return replace(self, centered=True)
 
     def start_values(self) -> torch.Tensor:
         """Return the weights rounded to nearest, (groups, rows, n)."""
@@ -93,6 +118,18 @@ class LayerProblem:
             values=weight_of(self.layer, values).double(),
             scales=self.start.scales,
         )
+
+
+def _outer(left: torch.Tensor, right: torch.Tensor, count: int) -> torch.Tensor:
+    return count * left[:, :, None] * right[:, None, :]
+
+
+def _around_mean(gram: torch.Tensor, mean: torch.Tensor, count: int) -> torch.Tensor:
+    """Return second moments around the mean; what hardly varies is taken to be constant."""
+    before = gram.diagonal(dim1=-2, dim2=-1).clone()
+    gram -= _outer(mean, mean, count).to(gram.dtype)
+    constant = gram.diagonal(dim1=-2, dim2=-1) <= _NOISE * before
+    return gram.masked_fill_(constant[:, :, None] | constant[:, None, :], 0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -31,6 +31,7 @@ class QronosConfig:
         order: Of the columns: by input power, or as they are.
         damping: Added to the diagonals of the second moments, relative to their mean.
         block: Columns between two matrix products; decides speed alone.
+        centered: Second moments around the means, which are left to `bias_correction`.
 
     Raises:
         ConfigError: Out of range.
@@ -39,6 +40,7 @@ class QronosConfig:
     order: Order = Order.ACTIVITY
     damping: float = 0.01
     block: int = 64
+    centered: bool = False
 
     def __post_init__(self) -> None:
         check_solver("qronos", block=self.block, damping=self.damping, sweeps=0)
@@ -64,6 +66,7 @@ def qronos(problem: LayerProblem, config: QronosConfig) -> QuantizedWeight:
     Reference:
         arXiv 2505.11695, algorithm 1.
     """
+    problem = problem.around_means() if config.centered else problem
     solution = solvers.qronos(
         problem.start.format,
         problem.in_units,

@@ -105,8 +105,8 @@ def resolve(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, An
     """Return the settings complete and plain, in the order of work.
 
     Raises:
-        ConfigError: An unknown algorithm or setting, a setting of the wrong type or range, or two
-            algorithms that both round the weights.
+        ConfigError: An unknown algorithm or setting, a setting of the wrong type or range, two
+            algorithms that both round the weights, or one that leaves means to nobody.
     """
     for name in settings:
         if name not in _REGISTRY:
@@ -122,6 +122,12 @@ def resolve(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, An
     rounding = [n for n in found if _REGISTRY[n].stage in (Stage.ROUND, Stage.RECONSTRUCT)]
     if len(rounding) > 1:
         raise ConfigError(f"{' and '.join(rounding)} both round the weights; choose one of them")
+    correcting = [n for n in found if _REGISTRY[n].stage in (Stage.RESCALE, Stage.CORRECT)]
+    if not correcting and (centered := [n for n in rounding if found[n].get("centered")]):
+        raise ConfigError(
+            f"{centered[0]}.centered leaves the means of errors to bias_correction or "
+            "norm_reestimation, and neither is among the algorithms; add one of them"
+        )
     return found
 
 

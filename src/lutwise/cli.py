@@ -55,7 +55,7 @@ _MODEL_OPTIONS = _stack(
 _RECIPE_OPTIONS = _stack(
     click.option("--recipe", type=click.Path(path_type=Path), help="Recipe file (YAML)."),
     click.option("--mode", help="dataflow (default) or layerwise."),
-    click.option("--preset", help="fast (default), balanced or best; see the documentation."),
+    click.option("--preset", help="fast, balanced (default) or best; see the documentation."),
     click.option("--algorithms", help="Names, separated by commas; '' for none."),
     click.option("--seed", type=int, help="Of every random choice."),
     click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",

@@ -9,7 +9,10 @@ from torch import nn
 from torch.nn.functional import unfold
 from torch.utils.flop_counter import FlopCounterMode
 
+from lutwise.quant.algorithms.problems import LayerProblem
+from lutwise.quant.formats import parse_weight
 from lutwise.quant.gram import columns, gram, gram_flops, patches, weight_of
+from lutwise.quant.quantized import QuantizedWeight
 
 
 def unfolded(layer: nn.Conv2d | nn.Linear, x: torch.Tensor) -> torch.Tensor:
@@ -117,3 +120,53 @@ def test_flops_are_those_that_torch_counts(
     with FlopCounterMode(display=False) as counter:
         gram(layer, [x], [y] if cross else None)
     assert 3 * gram_flops(layer, shape, cross=cross) == counter.get_total_flops()
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(4, 6, 3, padding=1),
+        nn.Conv2d(4, 4, (3, 2), stride=2, padding=(0, 1), groups=2),
+        nn.Linear(4, 3),
+    ],
+)
+def test_second_moments_around_means_are_covariances(layer: nn.Conv2d | nn.Linear) -> None:
+    shape = (5, 4, 7, 6) if isinstance(layer, nn.Conv2d) else (5, 9, 4)
+    inputs = [torch.randn(shape) + 3, torch.randn(shape) - 1]
+    floats = [x + 0.1 * torch.randn(shape) for x in inputs]
+    weight = layer.weight.detach()
+    problem = LayerProblem(
+        name="layer",
+        layer=layer,
+        weight=weight,
+        start=QuantizedWeight(format=parse_weight("int4"), values=weight, scales=torch.ones(1)),
+        inputs=inputs,
+        float_inputs=floats,
+    ).around_means()
+    p, q = (torch.cat([patches(layer, x) for x in xs], 1).double() for xs in (inputs, floats))
+    p, q = (x - x.mean(1, keepdim=True) for x in (p, q))
+    for found, left, right in (
+        (problem.gram, p, p), (problem.float_gram, q, q), (problem.cross, p, q),
+    ):  # fmt: skip
+        wanted = left.mT @ right
+        torch.testing.assert_close(
+            found.double(), wanted, rtol=0, atol=1e-5 * float(left.square().sum() + 30 * 70)
+        )
+
+
+def test_a_constant_channel_has_no_second_moments_around_its_mean() -> None:
+    layer = nn.Linear(3, 2)
+    x = torch.randn(4096, 3)
+    x[:, 1] = 0.3
+    problem = LayerProblem(
+        name="layer",
+        layer=layer,
+        weight=layer.weight.detach(),
+        start=QuantizedWeight(
+            format=parse_weight("int4"), values=layer.weight, scales=torch.ones(1)
+        ),
+        inputs=[x],
+        float_inputs=[],
+    ).around_means()
+    assert torch.equal(problem.gram[0, 1], torch.zeros(3))
+    assert problem.gram[0, 0, 0] > 1000

@@ -377,3 +377,15 @@ def test_input_format_follows_the_sign_of_the_images() -> None:
     network = lower(quantize(prepared, samples, images.abs(), recipe()))
     first = next(network.layers())
     assert network.tensors[first.input].format == IntFormat(bits=8, signed=False)
+
+
+@pytest.mark.parametrize("mode", ["dataflow", "layerwise"])
+def test_a_factor_scales_all_activations_but_image_and_logits(mode: str) -> None:
+    changes: dict[str, Any] = {"mode": mode, "output": "int8"}
+    plain, _ = quantized("residual", recipe(**changes))
+    scaled, _ = quantized("residual", recipe(**{**changes, "activations.factor": 0.5}))
+    first, second = ({**m.outputs, **m.layer_inputs} for m in (plain, scaled))
+    ratios = {name: second[name].scale / first[name].scale for name in first}
+    assert set(ratios.values()) == {0.5, 1.0}
+    ends = [name for name, ratio in ratios.items() if ratio == 1]
+    assert len(ends) == (2 if mode == "dataflow" else 1)

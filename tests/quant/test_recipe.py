@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -99,3 +100,32 @@ def test_algorithms_run_in_the_order_of_the_registry() -> None:
 def test_a_name_cannot_be_registered_twice() -> None:
     with pytest.raises(ConfigError, match="registered already"):
         register("equalize", Stage.PREPARE, Recipe)(lambda: None)
+
+
+@pytest.mark.parametrize(
+    ("given", "algorithms"),
+    [
+        ({"preset": "fast"}, {"bias_correction": {}}),
+        ({}, {"qronos": {"centered": True}, "bias_correction": {}}),
+        ({"algorithms": "gptq"}, {"gptq": {}}),
+        ({"algorithms": {"gptq": {"sweeps": 1}}}, {"gptq": {"sweeps": 1}}),
+    ],
+)
+def test_a_dotted_key_reaches_one_setting_of_one_algorithm(
+    given: dict[str, Any], algorithms: dict[str, dict[str, Any]]
+) -> None:
+    changes: dict[str, Any] = {"algorithms.equalize.iterations": 7}
+    found = build_recipe(given, changes=changes, where="test").algorithms
+    wanted = {"equalize": {"iterations": 7}, **algorithms}
+    assert found == build_recipe({"algorithms": wanted}, changes={}, where="test").algorithms
+    found = build_recipe(
+        given, changes={**changes, "algorithms": ["gptq"]}, where="test"
+    ).algorithms
+    assert list(found) == ["equalize", "gptq"]
+
+
+def test_a_factor_leaves_no_powers_of_two() -> None:
+    with pytest.raises(ConfigError, match="a factor leaves no powers of two"):
+        build_recipe(
+            {"activations": {"scale": "power_of_two", "factor": 0.9}}, changes={}, where="test"
+        )

@@ -26,23 +26,29 @@ def test_divergence_is_that_of_torch_and_zero_for_equal_outputs() -> None:
 
 def test_the_search_finds_what_scores_best_stage_by_stage() -> None:
     def score(candidate: Recipe) -> float:
-        """Qronos wins with equalization, and percentiles win anywhere."""
+        """Learned rounding wins with SmoothQuant, and small ranges win anywhere."""
         found = 5.0
-        found -= 1.0 * ("qronos" in candidate.algorithms)
-        found += 2.0 * ("equalize" not in candidate.algorithms)
+        smoothed = "smooth_quant" in candidate.algorithms
+        found -= 1.0 * smoothed
+        found += {"qronos": 0.0, "learned_rounding": -1.0 if smoothed else 1.0}[
+            next(a for a in candidate.algorithms if a in ("qronos", "learned_rounding"))
+        ]
         found += 0.5 * ("norm_reestimation" in candidate.algorithms)
-        return found - 0.25 * (candidate.activations.range == "percentile")
+        return found - 0.25 * (candidate.activations.factor < 0.85)
 
     best, trials = choose(recipe(preset="best"), score, clips_at_six=True)
-    assert list(best.algorithms) == ["equalize", "qronos", "bias_correction"]
-    assert best.activations.range == "percentile"
+    assert list(best.algorithms) == ["smooth_quant", "learned_rounding", "bias_correction"]
+    assert best.algorithms["learned_rounding"]["centered"]
+    assert best.activations.factor == 0.8
     assert not best.search
     assert not best.relu6_to_relu
     assert [t.change for t in trials if t.kept] == [
         "start",
-        "qronos",
-        "activations.range percentile",
+        "smooth_quant",
+        "learned_rounding",
+        "activations.factor 0.8",
     ]
+    assert [t.change for t in trials if t.change.endswith("relu6_to_relu")]
     assert min(t.divergence for t in trials) == score(best)
 
 
@@ -64,11 +70,16 @@ def test_too_few_images_are_refused() -> None:
 
 
 def test_presets_stand_for_algorithms_and_yield_to_what_is_said() -> None:
-    assert recipe() == recipe(preset="fast")
+    assert recipe() == recipe(preset="balanced")
     for preset in Preset:
         found = recipe(preset=preset.value)
         assert list(found.algorithms) == list(PRESETS[preset]["algorithms"])
         assert found.search == (preset is Preset.BEST)
     assert list(recipe(preset="balanced", algorithms=["qronos"]).algorithms) == ["qronos"]
+    chosen = build_recipe(
+        {"preset": "balanced"}, changes={"algorithms.qronos.centered": False}, where="test"
+    )
+    assert list(chosen.algorithms) == ["qronos", "bias_correction"]
+    assert not chosen.algorithms["qronos"]["centered"]
     with pytest.raises(ConfigError, match="preset is one of fast, balanced, best, got 'bset'"):
         recipe(preset="bset")
