@@ -55,10 +55,10 @@ from benchmarks.brevitas_quantizers import (
     layer_inputs,
 )
 from lutwise.errors import ConfigError, DataError
-from lutwise.pipeline import tool_versions
 from lutwise.quant.data import Dataset, Split, check_disjoint, load_data
 from lutwise.quant.evaluate import accuracy, compare
 from lutwise.quant.models import LoadedModel, load_model
+from lutwise.workspace import tool_versions
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Brevitas warns on import about its own modules

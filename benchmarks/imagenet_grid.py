@@ -30,7 +30,6 @@ if not __package__:  # run as a script: the benchmarks are a package of the chec
 
 from benchmarks.brevitas_flow import BrevitasSettings, RangeKind, build, evaluate
 from lutwise.files import write_atomic
-from lutwise.pipeline import tool_versions
 from lutwise.quant.data import Split, load_data
 from lutwise.quant.evaluate import accuracy, compare
 from lutwise.quant.formats import IntFormat, all_formats, parse_element
@@ -39,7 +38,7 @@ from lutwise.quant.quantize import collect_samples, prepare, quantize
 from lutwise.quant.quantized import QuantizedModel, predict
 from lutwise.quant.recipe import Recipe, build_recipe
 from lutwise.quant.search import calibrating_images, choose, divergence
-from lutwise.workspace import code_digest, to_json
+from lutwise.workspace import code_digest, to_json, tool_versions
 
 NETS: Final = ("efficientnet_lite0", "squeezenet1_1")
 TOOLS: Final = ("fast", "balanced", "brevitas")

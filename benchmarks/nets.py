@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Nets that benchmarks run on and that need no trained weights."""
+"""Nets that benchmarks run on and that need no trained weights of others."""
 
+import copy
 from typing import Final
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 
 from lutwise.quant.zoo.architectures import ResidualBlock
 
-__all__ = ["resnet18_cifar"]
+__all__ = ["resnet18_cifar", "with_outliers"]
 
 _WIDTHS: Final = (64, 128, 256, 512)
 _SETTLING_ROUNDS: Final = 10
@@ -62,3 +63,27 @@ def resnet18_cifar(
             for part in images.split(batch):
                 net(part)
     return net.eval().requires_grad_(False)
+
+
+def with_outliers(transformer: nn.Module, channels: tuple[int, ...] = (7, 33, 70)) -> nn.Module:
+    """Return a copy that computes the same with three channels of each norm 20 times as large.
+
+    Large transformers grow such channels by themselves (arXiv 2211.10438, figure 4); small ones do
+    not, and show nothing of what a method does about them.
+
+    Args:
+        transformer: With ``blocks`` of ``norm1``, ``attention.qkv``, ``norm2``, ``fc1``.
+        channels: That become large.
+    """
+    net = copy.deepcopy(transformer)
+    with torch.no_grad():
+        for block in net.get_submodule("blocks").children():
+            for norm, layer in (("norm1", "attention.qkv"), ("norm2", "fc1")):
+                weight = block.get_submodule(layer).weight
+                assert isinstance(weight, Tensor)
+                factors = torch.ones(weight.shape[1])
+                factors[list(channels)] = 20.0
+                for parameter in block.get_submodule(norm).parameters():
+                    parameter.mul_(factors)
+                weight.div_(factors)
+    return net

@@ -31,7 +31,6 @@ if not __package__:  # run as a script: the benchmarks are a package of the chec
 
 from benchmarks.brevitas_flow import BrevitasSettings, RangeKind, build, evaluate
 from benchmarks.nets import resnet18_cifar
-from lutwise.pipeline import tool_versions
 from lutwise.quant import solvers
 from lutwise.quant.graph import PreparedModel, layer_nodes
 from lutwise.quant.presets import Preset
@@ -42,6 +41,7 @@ from lutwise.quant.recipe import Recipe, build_recipe
 from lutwise.quant.rounding import compute, round_layers
 from lutwise.quant.shelf import Shelf
 from lutwise.quant.walk import walk
+from lutwise.workspace import tool_versions
 
 FORMATS: Final = ("int4", "e2m1")
 MINIFLOAT: Final = "e2m1"

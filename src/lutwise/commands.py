@@ -16,7 +16,8 @@ from lutwise.cost_models.from_network import layer_shapes, shapes_from_json
 from lutwise.errors import ConfigError
 from lutwise.export.report import write_run_report
 from lutwise.files import locked, read_json
-from lutwise.pipeline import Job, Result, load_job, tool_versions
+from lutwise.job import Job, load_job
+from lutwise.pipeline import Result
 from lutwise.pipeline import run as run_job
 from lutwise.planning import run_effort
 from lutwise.quant.algorithms import list_algorithms
@@ -29,7 +30,7 @@ from lutwise.reporting import draw_sweep, read_sweep, run_summary
 from lutwise.shown import points_shown, steps_shown
 from lutwise.space import load_space
 from lutwise.sweep import sweep as run_sweep
-from lutwise.workspace import Steps
+from lutwise.workspace import Steps, tool_versions
 
 __all__ = ["doctor", "estimate_run", "for_people", "report", "run", "sweep", "synth"]
 

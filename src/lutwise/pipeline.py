@@ -3,9 +3,8 @@
 
 import json
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,36 +15,31 @@ import torch
 from pydantic import TypeAdapter
 from safetensors.torch import save
 
-from lutwise.cost_models.estimate import Folding, NetworkCost, estimate
+from lutwise.cost_models.estimate import NetworkCost, estimate
 from lutwise.cost_models.from_network import layer_shapes
-from lutwise.errors import ConfigError, MismatchError, ModelError, UnsupportedLayerError
+from lutwise.errors import MismatchError, UnsupportedLayerError
 from lutwise.export.qonnx import to_qonnx
 from lutwise.export.run import Executor, compare
 from lutwise.files import write_atomic
+from lutwise.job import Job
 from lutwise.layer_table import layer_rows, layers_csv
+from lutwise.point import Logits, Point
 from lutwise.quant import evaluate
 from lutwise.quant.advice import advise
-from lutwise.quant.algorithms import Stage, selected
-from lutwise.quant.data import Dataset, Split, check_disjoint, load_data
+from lutwise.quant.data import Dataset
 from lutwise.quant.diagnose import Diagnosis, diagnose
 from lutwise.quant.executor import Statistics, execute
-from lutwise.quant.graph import PreparedModel
 from lutwise.quant.lower import lower
-from lutwise.quant.models import LoadedModel
 from lutwise.quant.network import Network
 from lutwise.quant.progress import Tell, silent
-from lutwise.quant.quantize import Samples, collect_samples, prepare, quantize
 from lutwise.quant.quantized import QuantizedModel, predict
 from lutwise.quant.recipe import GraphMode, Recipe
-from lutwise.quant.rounding import Tensors
 from lutwise.quant.search import Trial, calibrating_images, choose, divergence
 from lutwise.quant.sensitivity import affordable_images
-from lutwise.quant.state import from_state, to_state
-from lutwise.workspace import Steps, code_digest, digest, sha256_of, to_json
+from lutwise.quant.state import to_state
+from lutwise.workspace import Steps, code_digest, digest, sha256_of, to_json, tool_versions
 
-__all__ = ["DIAGNOSED_IMAGES", "Job", "Result", "load_job", "run", "tool_versions"]
-
-Logits = npt.NDArray[np.float32]
+__all__ = ["DIAGNOSED_IMAGES", "Result", "run"]
 
 DIAGNOSED_IMAGES: Final = 64
 _DIAGNOSIS: Final = TypeAdapter(Diagnosis)
@@ -56,32 +50,6 @@ _MODEL, _WEIGHTS, _LAYERS, _MANIFEST = (
     "layers.csv",
     "manifest.json",
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Job:
-    """What is quantized and measured; the same for every point of a sweep.
-
-    Args:
-        model: The float model.
-        calibration: Images to calibrate on.
-        evaluation: Labelled images to measure on, or None.
-        folding: Of the hardware that is priced.
-        check_images: Evaluation images on which the exported file is compared, at most.
-        threads: Of every executor.
-    """
-
-    model: LoadedModel
-    calibration: Dataset
-    evaluation: Dataset | None
-    folding: Folding
-    check_images: int
-    threads: int
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Shape of an image."""
-        return self.calibration.image_shape
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -101,239 +69,6 @@ class Result:
     cost: NetworkCost | None
     layers: list[dict[str, Any]]
     manifest: dict[str, Any]
-
-
-def load_job(
-    model: LoadedModel,
-    *,
-    calib: str | None,
-    evaluation: str | None,
-    calib_images: int,
-    eval_images: int | None,
-    seed: int,
-    folding: Folding,
-    check_images: int,
-    threads: int,
-) -> Job:
-    """Load the images of a job.
-
-    Args:
-        model: The model.
-        calib: Spec of the calibration images; None for the model's own.
-        evaluation: Spec of the evaluation images; None for the model's own, if it has some.
-        calib_images: At most.
-        eval_images: At most; None for all.
-        seed: Of the choice of images.
-        folding: Of the hardware that is priced.
-        check_images: Images on which the exported file is compared, at most.
-        threads: Of every executor.
-
-    Raises:
-        ConfigError: There is no calibration data to fall back on.
-        DataError: Images are missing, do not fit, or are in both sets; or the model has no such
-            class as a label says.
-        ModelError: Accuracy is to be measured, and the model is no classifier of the images.
-    """
-    calib = calib or model.data
-    evaluation = evaluation or (model.data if calib == model.data else None)
-    if calib is None:
-        raise ConfigError(
-            f"{model.name} has no images of its own; give --calib (a folder of images, a folder "
-            "with labels.csv, or an .npz file)"
-        )
-    shared: dict[str, Any] = {"preprocessing": model.preprocessing, "seed": seed}
-    shape = model.input_shape
-    calibration = load_data(
-        calib, input_shape=shape, split=Split.CALIB, limit=calib_images, **shared
-    )
-    measured = None
-    if evaluation is not None:
-        shape = shape or calibration.image_shape
-        measured = load_data(
-            evaluation,
-            input_shape=shape,
-            split=Split.EVAL,
-            limit=eval_images,
-            classes=_classes(model, calibration),
-            **shared,
-        )
-        check_disjoint(calibration, measured)
-    return Job(
-        model=model,
-        calibration=calibration,
-        evaluation=measured,
-        folding=folding,
-        check_images=check_images,
-        threads=threads,
-    )
-
-
-@torch.no_grad()
-def _classes(model: LoadedModel, images: Dataset) -> int:
-    """Return how many classes a model tells apart; running it on an image is how to know."""
-    try:
-        logits = model.module(torch.from_numpy(images.slice(0, 1)))
-    except Exception as error:
-        raise ModelError(
-            f"{model.name} does not run on an image of shape {images.image_shape} (channels, "
-            f"height, width) of {images.name}: {error}"
-        ) from error
-    if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
-        found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-        raise ModelError(
-            f"to measure accuracy a model has to give one tensor of shape (images, classes), got "
-            f"{found} from {model.name}; wrap it so, or leave --eval out"
-        )
-    return logits.shape[1]
-
-
-def tool_versions() -> dict[str, str]:
-    """Return the versions that results depend on."""
-    found = {"python": platform.python_version()}
-    for package in (
-        "lutwise", "brevitas", "numpy", "onnx", "onnxruntime", "qonnx", "torch",
-    ):  # fmt: skip
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "unknown"
-    return found
-
-
-class _Keys:
-    """Hashes of what each step depends on."""
-
-    def __init__(self, job: Job, recipe: Recipe, calibrating: int) -> None:
-        self.base = {
-            "model": job.model.sha256,
-            "threads": job.threads,
-            "versions": tool_versions(),
-            "code": code_digest(),
-        }
-        self.calibration = {
-            **self.base,
-            "images": job.calibration.fingerprint,
-            "calibrating": calibrating,
-            "prepare": [(a.name, asdict(c)) for a, c in selected(recipe.algorithms, Stage.PREPARE)],
-            # these may look at all that the recipe says of formats and ranges
-            "balance": recipe.model_dump(mode="json")
-            if selected(recipe.algorithms, Stage.BALANCE)
-            else None,
-            "relu6_to_relu": recipe.relu6_to_relu,
-            "batch": recipe.calibration.batch,
-            "seed": recipe.seed,
-        }
-        self.quantized = {**self.calibration, "recipe": recipe.model_dump(mode="json")}
-        images = job.evaluation.fingerprint if job.evaluation else None
-        self.float = {**self.base, "images": images}
-        self.evaluated = {**self.quantized, "evaluation": images}
-
-
-class _Point:
-    """The steps of one run, each computed once.
-
-    Args:
-        job: Model and images.
-        recipe: What to do.
-        steps: Finished steps.
-        progress: Told about each step.
-        calibrating: The first so many calibration images calibrate; None for all.
-    """
-
-    def __init__(
-        self,
-        job: Job,
-        recipe: Recipe,
-        steps: Steps,
-        progress: Tell,
-        calibrating: int | None = None,
-    ) -> None:
-        self.job, self.recipe, self.steps, self.progress = job, recipe, steps, progress
-        self._calibrating = len(job.calibration) if calibrating is None else calibrating
-        self.keys = _Keys(job, recipe, self._calibrating)
-        self._calibration: torch.Tensor | None = None
-
-    def calibration_images(self) -> torch.Tensor:
-        """Return the calibration images, normalised."""
-        if self._calibration is None:
-            self._calibration = torch.from_numpy(self.job.calibration.slice(0, self._calibrating))
-        return self._calibration
-
-    def evaluate(self, name: str, key: Mapping[str, Any], compute: Callable[[], Logits]) -> Logits:
-        """Return logits of the evaluation images, kept under a key."""
-        return self.steps.arrays(name, key, lambda: {"logits": compute()})["logits"]
-
-    def prepared(self) -> PreparedModel:
-        """Return the prepared float model."""
-        self.progress("trace and prepare")
-        job, recipe = self.job, self.recipe
-        balancing = selected(recipe.algorithms, Stage.BALANCE)
-        images = self.calibration_images() if balancing else None  # else they need not be loaded
-        return prepare(
-            job.model.module, job.input_shape, recipe, name=job.model.name, images=images
-        )
-
-    def samples(self, prepared: PreparedModel) -> Samples:
-        """Return what calibration sees."""
-
-        def compute() -> dict[str, npt.NDArray[Any]]:
-            self.progress("calibrate")
-            found = collect_samples(
-                prepared,
-                self.calibration_images(),
-                batch=self.recipe.calibration.batch,
-                seed=self.recipe.seed,
-            )
-            kept: dict[str, npt.NDArray[Any]] = {n: t.numpy() for n, t in found.numbers.items()}
-            return {
-                **{f"numbers.{name}": array for name, array in kept.items()},
-                "nonnegative": np.array(found.input_nonnegative),
-            }
-
-        kept = self.steps.arrays("calibrate", self.keys.calibration, compute)
-        return Samples(
-            numbers={
-                name.removeprefix("numbers."): torch.from_numpy(array)
-                for name, array in kept.items()
-                if name.startswith("numbers.")
-            },
-            input_nonnegative=bool(kept["nonnegative"]),
-            images=self._calibrating,
-        )
-
-    def quantized(self, prepared: PreparedModel) -> QuantizedModel:
-        """Return the quantized model.
-
-        Finished layers are kept until the whole model is.
-        """
-        parts: list[str] = []
-
-        def keep(name: str, work: Callable[[], Tensors]) -> Tensors:
-            parts.append(name)
-            found = self.steps.arrays(
-                name, self.keys.quantized, lambda: {k: t.numpy() for k, t in work().items()}
-            )
-            return {k: torch.from_numpy(array) for k, array in found.items()}
-
-        def compute() -> dict[str, npt.NDArray[Any]]:
-            model = quantize(
-                prepared,
-                self.samples(prepared),
-                self.calibration_images(),
-                self.recipe,
-                progress=self.progress,
-                keep=keep,
-            )
-            tensors, meanings = to_state(model)
-            text = np.frombuffer(json.dumps(meanings).encode(), dtype=np.uint8)
-            return {**{name: t.numpy() for name, t in tensors.items()}, "meanings": text}
-
-        kept = self.steps.arrays("quantize", self.keys.quantized, compute)
-        for name in parts:
-            self.steps.forget(name, self.keys.quantized)
-        meanings = json.loads(kept.pop("meanings").tobytes())
-        tensors = {name: torch.from_numpy(array) for name, array in kept.items()}
-        return from_state(prepared, tensors, meanings)
 
 
 def run(
@@ -360,7 +95,7 @@ def run(
         MismatchError: The exported file does not give what the exact executor gives.
     """
     recipe, trials = _searched(job, recipe, steps, progress)
-    point = _Point(job, recipe, steps, progress)
+    point = Point(job, recipe, steps, progress)
     prepared = point.prepared()
     model = point.quantized(prepared)
     network, reason = _lower(model)
@@ -420,7 +155,7 @@ def _searched(
         def tell(step: str, share: float | None = None) -> None:
             progress(f"candidate {tried}: {step}", share)
 
-        point = _Point(job, candidate, steps, tell, calibrating)
+        point = Point(job, candidate, steps, tell, calibrating)
 
         def compute() -> float:
             model = point.quantized(point.prepared())
@@ -443,7 +178,7 @@ def _lower(model: QuantizedModel) -> tuple[Network | None, str]:
         raise
 
 
-def _measure(point: _Point, model: QuantizedModel, network: Network | None) -> dict[str, Any]:
+def _measure(point: Point, model: QuantizedModel, network: Network | None) -> dict[str, Any]:
     data, job = point.job.evaluation, point.job
     assert data is not None
     assert data.labels is not None
@@ -478,7 +213,7 @@ def _measure(point: _Point, model: QuantizedModel, network: Network | None) -> d
     return found
 
 
-def _exact(point: _Point, network: Network) -> dict[str, npt.NDArray[Any]]:
+def _exact(point: Point, network: Network) -> dict[str, npt.NDArray[Any]]:
     data = point.job.evaluation
     assert data is not None
 
@@ -499,7 +234,7 @@ def _logits(network: Network, values: npt.NDArray[np.float64]) -> Logits:
     return (values * scale).astype(np.float32)
 
 
-def _check(point: _Point, network: Network, proto: onnx.ModelProto) -> list[dict[str, Any]]:
+def _check(point: Point, network: Network, proto: onnx.ModelProto) -> list[dict[str, Any]]:
     """Compare the file with the exact executor, on evaluation images where there are some."""
     job = point.job
     data = job.evaluation or job.calibration
@@ -557,7 +292,7 @@ def _weights(model: QuantizedModel) -> bytes:
     return content
 
 
-def _diagnosis(point: _Point, model: QuantizedModel) -> Diagnosis:
+def _diagnosis(point: Point, model: QuantizedModel) -> Diagnosis:
     def compute() -> Any:
         point.progress("diagnose layers")
         images = point.calibration_images()

@@ -15,7 +15,8 @@ import torch
 
 from lutwise.export.qonnx import to_qonnx
 from lutwise.export.run import run_onnxruntime, run_qonnx
-from lutwise.pipeline import DIAGNOSED_IMAGES, Job
+from lutwise.job import Job
+from lutwise.pipeline import DIAGNOSED_IMAGES
 from lutwise.quant.effort import Effort, estimate_effort
 from lutwise.quant.executor import execute
 from lutwise.quant.graph import PreparedModel

@@ -15,12 +15,13 @@ from lutwise.errors import ConfigError, LutwiseError
 from lutwise.export.points import Family, Point, SweepResult
 from lutwise.export.report import write_run_report
 from lutwise.files import write_atomic
-from lutwise.pipeline import Job, Result, run, tool_versions
+from lutwise.job import Job
+from lutwise.pipeline import Result, run
 from lutwise.quant.formats import IntFormat
 from lutwise.reporting import SWEEP_FILE, draw_sweep, estimate_of, run_summary
 from lutwise.space import SpacePoint
 from lutwise.workers import busy, interrupts_held, worker_pool
-from lutwise.workspace import Steps, to_json
+from lutwise.workspace import Steps, to_json, tool_versions
 
 __all__ = ["DONE", "PointTell", "sweep"]
 

@@ -5,11 +5,13 @@ import hashlib
 import io
 import json
 import os
+import platform
 import time
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ import numpy.typing as npt
 from lutwise.errors import OutputError
 from lutwise.files import write_atomic
 
-__all__ = ["Steps", "code_digest", "digest", "sha256_of", "to_json"]
+__all__ = ["Steps", "code_digest", "digest", "sha256_of", "to_json", "tool_versions"]
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -50,6 +52,19 @@ def code_digest() -> str:
             total.update(str(path.relative_to(folder)).encode())
             total.update(path.read_bytes())
     return total.hexdigest()
+
+
+def tool_versions() -> dict[str, str]:
+    """Return the versions that results depend on."""
+    found = {"python": platform.python_version()}
+    for package in (
+        "lutwise", "brevitas", "numpy", "onnx", "onnxruntime", "qonnx", "torch",
+    ):  # fmt: skip
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "unknown"
+    return found
 
 
 class Steps:

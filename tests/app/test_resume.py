@@ -49,9 +49,11 @@ def test_a_run_killed_between_layers_continues_to_the_same_bytes(
     subprocess.run(command(cut, *more), check=True, capture_output=True)
     assert contents(cut) == contents(whole)
     steps = [f'"{algorithm}-' in line for line in (cut / "events.jsonl").read_text().splitlines()]
-    assert sum(steps) == sum(
+    wanted = sum(
         f'"{algorithm}-' in line for line in (whole / "events.jsonl").read_text().splitlines()
-    ), "a finished layer was computed again"
+    )
+    # The kill may fall between a layer's file and its line.
+    assert wanted - 1 <= sum(steps) <= wanted, "a finished layer was computed again"
     assert finished >= 2
     assert not list((cut / ".steps").glob(f"{algorithm}-*")), "parts of the result are left"
 

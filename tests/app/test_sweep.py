@@ -11,7 +11,7 @@ import torch
 from lutwise import commands
 from lutwise.cost_models.estimate import Folding
 from lutwise.errors import LutwiseError
-from lutwise.pipeline import Job, load_job
+from lutwise.job import Job, load_job
 from lutwise.quant.models import load_model
 from lutwise.space import load_space
 from lutwise.sweep import sweep

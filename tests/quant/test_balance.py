@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """SmoothQuant and bias absorption: the float function stays, quantization gets better."""
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.nets import with_outliers
 from lutwise.errors import CalibrationError, ConfigError, UnsupportedLayerError
 from lutwise.quant.algorithms.smooth_quant import smoothing_scales
 from lutwise.quant.brevitas_facade import finish, trace
@@ -278,22 +278,6 @@ def test_dead_channels_get_one_and_scales_are_limited() -> None:
     assert smoothing_scales(torch.zeros(3), torch.ones(3), 0.5).tolist() == [1.0] * 3
 
 
-def planted(net: nn.Module) -> nn.Module:
-    """Return the transformer with three channels of each block's norms 20 times as large."""
-    net = copy.deepcopy(net)
-    factors = torch.ones(96)
-    factors[[7, 33, 70]] = 20.0
-    with torch.no_grad():
-        for block in net.get_submodule("blocks").children():
-            for norm, layer in (("norm1", "attention.qkv"), ("norm2", "fc1")):
-                for parameter in block.get_submodule(norm).parameters():
-                    parameter.mul_(factors)
-                weight = block.get_submodule(layer).weight
-                assert isinstance(weight, torch.Tensor)
-                weight.div_(factors)
-    return net
-
-
 def test_planted_outliers_are_smoothed_away() -> None:
     loaded = load_model("zoo/vit")
     assert loaded.data is not None
@@ -305,7 +289,7 @@ def test_planted_outliers_are_smoothed_away() -> None:
         )
         for split in (Split.CALIB, Split.EVAL)
     )
-    net = planted(loaded.module)
+    net = with_outliers(loaded.module)
     torch.testing.assert_close(
         predict(net, measured), predict(loaded.module, measured), rtol=1e-3, atol=1e-3
     )
