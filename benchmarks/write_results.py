@@ -17,9 +17,10 @@ DATA = DOCS / "results"
 HEAD = """# Results
 
 Written by `benchmarks/write_results.py` from the files in `results/`. Accuracies are top-1 of the
-exact executor with the 95 % Wilson interval; differences are paired on the same images. Recipe: the
-defaults (cross-layer equalization, least-squared-error ranges, round to nearest, empirical bias
-correction), graph mode `dataflow`, image `int8`.
+exact executor with the 95 % Wilson interval; differences are paired on the same images. The
+first two tables were made with cross-layer equalization, least-squared-error ranges, rounding to
+nearest and empirical bias correction (`--algorithms equalize,bias_correction`, once the default),
+graph mode `dataflow`, image `int8`.
 """
 
 
@@ -165,9 +166,8 @@ def ptq_section(data: dict[str, Any]) -> str:
             ),
             steps,
         )
-        + "\nThe whole recipe `balanced` (with its three sweeps) against equalization, "
-        "calibration, GPTQ and bias correction of Brevitas's flow; then evaluation relative to "
-        "the float net.\n\n"
+        + "\nThe whole recipe `balanced` against the same steps of Brevitas's flow "
+        "(calibration, Qronos, bias correction); then evaluation relative to the float net.\n\n"
         + table(("format", "recipe (s)", "ratio", "evaluation", "Brevitas's"), recipes)
     )
 
