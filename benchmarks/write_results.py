@@ -18,9 +18,7 @@ HEAD = """# Results
 
 Written by `benchmarks/write_results.py` from the files in `results/`. Accuracies are top-1 of the
 exact executor with the 95 % Wilson interval; differences are paired on the same images. The
-first two tables were made with cross-layer equalization, least-squared-error ranges, rounding to
-nearest and empirical bias correction (`--algorithms equalize,bias_correction`, once the default),
-graph mode `dataflow`, image `int8`.
+recipe of the first table is the default, `balanced`; graph mode `dataflow`, image `int8`.
 """
 
 
@@ -64,9 +62,8 @@ def sweep_section(data: dict[str, Any]) -> str:
         f"{data['images']} images of {data['data']}; float {interval(data['float_accuracy'])} %; "
         f"calibrated on {data['calibration']}; folding {data['folding']}.\n\n"
         "`e1mY` has the grid of the integer of its width, but for the most negative code of signed "
-        "activations (residual branches), which it lacks: that code alone makes the difference "
-        "between `int3` and `e1m1`, so differences of this size at 3 bits say little about a "
-        "format.\n\n" + table(heads, rows)
+        "activations (residual branches), which it lacks: what lies between the two says how little "
+        "a difference of that size means.\n\n" + table(heads, rows)
     )
 
 
@@ -101,7 +98,8 @@ def imagenet_section(runs: Sequence[dict[str, Any]]) -> str:
     return (
         "\n## ImageNet models\n\nA sample of ImageNet's training images, one per class, 250 to "
         "calibrate and 750 to measure: absolute accuracies are optimistic, differences are what "
-        "counts.\n\n" + table(heads, rows)
+        "counts. Cross-layer equalization, rounding to nearest and bias correction (`--algorithms "
+        "equalize,bias_correction`).\n\n" + table(heads, rows)
     )
 
 
