@@ -62,7 +62,7 @@ def sweep_section(data: dict[str, Any]) -> str:
         f"{data['images']} images of {data['data']}; float {interval(data['float_accuracy'])} %; "
         f"calibrated on {data['calibration']}; folding {data['folding']}.\n\n"
         "`e1mY` has the grid of the integer of its width, but for the most negative code of signed "
-        "activations (residual branches), which it lacks: what lies between the two says how little "
+        "activations (residual branches), which it lacks: what lies between them says how little "
         "a difference of that size means.\n\n" + table(heads, rows)
     )
 
