@@ -12,7 +12,6 @@ with the same images and are measured on the same others.
 import argparse
 import itertools
 import os
-import platform
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -29,16 +28,15 @@ if not __package__:  # run as a script: the benchmarks are a package of the chec
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.brevitas_flow import BrevitasSettings, RangeKind, build, evaluate
-from lutwise.files import write_atomic
+from benchmarks.common import circumstances, quantized, write_record
 from lutwise.quant.data import Split, load_data
 from lutwise.quant.evaluate import accuracy, compare
 from lutwise.quant.formats import IntFormat, all_formats, parse_element
 from lutwise.quant.models import load_model
-from lutwise.quant.quantize import collect_samples, prepare, quantize
-from lutwise.quant.quantized import QuantizedModel, predict
+from lutwise.quant.quantized import predict
 from lutwise.quant.recipe import Recipe, build_recipe
-from lutwise.quant.search import calibrating_images, choose, divergence
-from lutwise.workspace import code_digest, to_json, tool_versions
+from lutwise.quant.search import calibrating_images, choose, clips_at_six, divergence
+from lutwise.workspace import code_digest
 
 NETS: Final = ("efficientnet_lite0", "squeezenet1_1")
 TOOLS: Final = ("fast", "balanced", "brevitas")
@@ -101,13 +99,6 @@ def quantize_ours(net: nn.Module, images: Images, point: Point) -> Logits:
     return predict(model, images.evaluation, batch=25).numpy()
 
 
-def quantized(net: nn.Module, images: torch.Tensor, settings: Recipe) -> QuantizedModel:
-    """Quantize with lutwise."""
-    prepared = prepare(net, tuple(images.shape[1:]), settings, name="net", images=images)
-    samples = collect_samples(prepared, images, batch=25, seed=0)
-    return quantize(prepared, samples, images, settings)
-
-
 def searched(net: nn.Module, images: torch.Tensor, settings: Recipe) -> Recipe:
     """Return the recipe that the calibration images speak for."""
     count = calibrating_images(len(images))
@@ -117,8 +108,7 @@ def searched(net: nn.Module, images: torch.Tensor, settings: Recipe) -> Recipe:
         model = quantized(net, images[:count], candidate)
         return divergence(reference, predict(model, images[count:], batch=25))
 
-    relu6 = any(isinstance(m, nn.ReLU6) for m in net.modules())
-    return choose(settings, score, clips_at_six=relu6)[0]
+    return choose(settings, score, clips_at_six=clips_at_six(net))[0]
 
 
 def quantize_theirs(net: nn.Module, images: Images, point: Point) -> Logits:
@@ -252,15 +242,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         measure(args.nets, args.images, points, args.out)
     record = {
         "rows": list(report(points, args.out)),
-        "machine": platform.machine(),
-        "versions": tool_versions(),
-        "threads": args.threads,
-        "seed": 0,
+        **circumstances(args.threads),
     }
-    if args.json:
-        write_atomic(args.json, to_json(record))
-    else:
-        sys.stdout.buffer.write(to_json(record))
+    write_record(record, args.json)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ Run it on an idle machine; ratios are what counts.
 import argparse
 import json
 import os
-import platform
 import statistics
 import sys
 import time
@@ -30,18 +29,17 @@ if not __package__:  # run as a script: the benchmarks are a package of the chec
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.brevitas_flow import BrevitasSettings, RangeKind, build, evaluate
+from benchmarks.common import circumstances, quantized
 from benchmarks.nets import resnet18_cifar
 from lutwise.quant import solvers
 from lutwise.quant.graph import PreparedModel, layer_nodes
 from lutwise.quant.presets import Preset
 from lutwise.quant.progress import silent
-from lutwise.quant.quantize import collect_samples, prepare, quantize
 from lutwise.quant.quantized import QuantizedModel, apply_layer, predict
 from lutwise.quant.recipe import Recipe, build_recipe
 from lutwise.quant.rounding import compute, round_layers
 from lutwise.quant.shelf import Shelf
 from lutwise.quant.walk import walk
-from lutwise.workspace import tool_versions
 
 FORMATS: Final = ("int4", "e2m1")
 MINIFLOAT: Final = "e2m1"
@@ -75,16 +73,9 @@ def solver_clock(seconds: dict[str, float]) -> Iterator[None]:
         yield
 
 
-def calibrated(net: nn.Module, images: Tensor, settings: Recipe) -> QuantizedModel:
-    """Return lutwise's model before GPTQ."""
-    prepared = prepare(net, SIZE, settings, name="resnet18")
-    samples = collect_samples(prepared, images, batch=settings.calibration.batch, seed=0)
-    return quantize(prepared, samples, images, settings)
-
-
 def our_gptq(net: nn.Module, images: Tensor, fmt: str, sweeps: int) -> dict[str, Any]:
     """Time lutwise's GPTQ step."""
-    model = calibrated(net, images, recipe(fmt, algorithms=[]))
+    model = quantized(net, images, recipe(fmt, algorithms=[]))
     step = recipe(fmt, algorithms={"gptq": {"sweeps": sweeps}})
     batches = images.split(step.calibration.batch)
     seconds: dict[str, float] = {}
@@ -181,7 +172,7 @@ def compare_recipe(net: nn.Module, images: Tensor, fmt: str) -> dict[str, Any]:
     theirs, by_step = build(net, images, settings)
     their_seconds = time.perf_counter() - start
     start = time.perf_counter()
-    ours = calibrated(net, images, recipe(fmt, preset=Preset.BALANCED))
+    ours = quantized(net, images, recipe(fmt, preset=Preset.BALANCED))
     our_seconds = time.perf_counter() - start
     calls: dict[str, Callable[[], Tensor]] = {
         "float": lambda: predict(net, images),
@@ -235,11 +226,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             "overhead": evaluated["overhead"],
             "brevitas_overhead": evaluated["brevitas_overhead"],
         },
-        "machine": platform.machine(),
-        "versions": tool_versions(),
-        "threads": args.threads,
         "images": args.images,
-        "seed": 0,
+        **circumstances(args.threads),
     }
     text = json.dumps(record, indent=2) + "\n"
     sys.stdout.write(text)

@@ -8,7 +8,6 @@ Convolutional nets run in mode ``dataflow``, transformers in ``layerwise``.
 
 import argparse
 import os
-import platform
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -21,16 +20,14 @@ import torch
 if not __package__:  # run as a script: the benchmarks are a package of the checkout
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.common import circumstances, quantized, write_record
 from benchmarks.nets import with_outliers
-from lutwise.files import write_atomic
 from lutwise.quant.data import Split, load_data
 from lutwise.quant.evaluate import accuracy, compare
 from lutwise.quant.models import load_model
-from lutwise.quant.quantize import collect_samples, prepare, quantize
 from lutwise.quant.quantized import predict
 from lutwise.quant.recipe import Recipe, build_recipe
 from lutwise.quant.search import divergence
-from lutwise.workspace import to_json, tool_versions
 
 CORRECTED: Final[dict[str, Any]] = {"bias_correction": {}}
 QRONOS: Final[dict[str, Any]] = {"qronos": {"centered": True}, **CORRECTED}
@@ -88,9 +85,7 @@ def measure(name: str, images: int) -> Iterator[dict[str, Any]]:
         for recipe, algorithms in RECIPES.items():
             settings = settings_of(weights, activations, NETS[name], algorithms)
             start = time.perf_counter()
-            prepared = prepare(net, loaded.input_shape, settings, name=name, images=calib)
-            samples = collect_samples(prepared, calib, batch=settings.calibration.batch, seed=0)
-            model = quantize(prepared, samples, calib, settings)
+            model = quantized(net, calib, settings)
             seconds = time.perf_counter() - start
             logits = predict(model, measured)
             noise = compare(reference.numpy(), logits.numpy(), evaluation.labels)
@@ -128,15 +123,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     record = {
         "rows": [row for name in args.net or NETS for row in measure(name, args.images)],
         "calibration_images": CALIBRATION,
-        "machine": platform.machine(),
-        "versions": tool_versions(),
-        "threads": args.threads,
-        "seed": 0,
+        **circumstances(args.threads),
     }
-    if args.json:
-        write_atomic(args.json, to_json(record))
-    else:
-        sys.stdout.buffer.write(to_json(record))
+    write_record(record, args.json)
 
 
 if __name__ == "__main__":

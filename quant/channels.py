@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What images do to the channels of a float model's tensors."""
+"""Look at the tensors of a float model while images run through it."""
 
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
@@ -10,7 +10,7 @@ from torch import fx
 from lutwise.errors import CalibrationError
 from lutwise.quant.graph import Kind, PreparedModel
 
-__all__ = ["Channels", "alone", "channel_extremes", "readers_of", "visit"]
+__all__ = ["Channels", "alone", "channel_extremes", "check_finite", "readers_of", "visit"]
 
 Channels = tuple[str, int]
 """A node and the dimension of its output, batch included, that counts its channels."""
@@ -38,7 +38,7 @@ class _Visitor(fx.Interpreter):
     def __init__(
         self,
         graph: fx.GraphModule,
-        wanted: Collection[str],
+        wanted: Collection[str] | None,
         call: Callable[[str, torch.Tensor], None],
     ) -> None:
         super().__init__(graph)
@@ -46,8 +46,8 @@ class _Visitor(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> object:
         result = super().run_node(n)
-        if n.name in self._wanted:
-            assert isinstance(result, torch.Tensor)
+        seen = isinstance(result, torch.Tensor) and n.op != "output" and result.is_floating_point()
+        if seen and (self._wanted is None or n.name in self._wanted):
             self._call(n.name, result)
         return result
 
@@ -56,7 +56,7 @@ class _Visitor(fx.Interpreter):
 def visit(
     model: PreparedModel,
     images: torch.Tensor,
-    wanted: Collection[str],
+    wanted: Collection[str] | None,
     call: Callable[[str, torch.Tensor], None],
 ) -> None:
     """Run a float model and show some of its tensors while they are held.
@@ -64,10 +64,23 @@ def visit(
     Args:
         model: The float model.
         images: Shape (n, c, h, w).
-        wanted: Nodes.
+        wanted: Nodes; None for all whose output is a tensor of floats.
         call: Gets the name and the output of each of these, in execution order.
     """
     _Visitor(model.graph, wanted, call).run(images)
+
+
+def check_finite(model: PreparedModel, name: str, numbers: torch.Tensor) -> None:
+    """Make sure that a node's output, or what is kept of it, holds numbers only.
+
+    Raises:
+        CalibrationError: It holds NaN or Inf.
+    """
+    if not torch.isfinite(numbers).all():
+        raise CalibrationError(
+            f"{model.name}: the output of node {name!r} is NaN or infinite on calibration "
+            "images; are they normalised as in training?"
+        )
 
 
 def channel_extremes(
@@ -94,11 +107,7 @@ def channel_extremes(
     def call(name: str, output: torch.Tensor) -> None:
         for axis in axes[name]:
             low, high = output.movedim(axis, 0).flatten(1).aminmax(dim=1)
-            if not torch.isfinite(torch.stack([low, high])).all():
-                raise CalibrationError(
-                    f"{model.name}: the output of node {name!r} is NaN or infinite on calibration "
-                    "images; are they normalised as in training?"
-                )
+            check_finite(model, name, torch.stack([low, high]))
             if before := found.get((name, axis)):
                 low, high = torch.minimum(low, before[0]), torch.maximum(high, before[1])
             found[name, axis] = (low, high)

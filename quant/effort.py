@@ -17,9 +17,9 @@ from lutwise.quant.graph import Kind, PreparedModel, layer_nodes
 from lutwise.quant.ranges import SAMPLES, thresholds_tried
 from lutwise.quant.recipe import GraphMode, Recipe
 from lutwise.quant.shelf import SMALL
-from lutwise.quant.work import Demand, LayerSize, Speed, Work, product
+from lutwise.quant.work import TYPICAL, Demand, LayerSize, Speed, Work, product
 
-__all__ = ["NOTED_IMAGES", "RUN", "Effort", "LayerEffort", "estimate_effort"]
+__all__ = ["NOTED_IMAGES", "RUN", "Effort", "LayerEffort", "estimate_effort", "shares_before"]
 
 CALIBRATE, RANGES, RUN = "calibrate", "find ranges", "run both models"
 
@@ -91,18 +91,6 @@ class Effort:
         """Bound of the memory for weights, images and activations at any time."""
         return sum(self.memory.values())
 
-    def shares_before(self, steps: tuple[str, ...]) -> dict[str, float]:
-        """Return for each layer's node how much of some steps is done before it, from 0 to 1."""
-        costs = {
-            layer.node: sum(layer.seconds.get(step, 0.0) for step in steps) for layer in self.layers
-        }
-        total, done = sum(costs.values()) or 1.0, 0.0
-        found = {}
-        for node, cost in costs.items():
-            found[node] = done / total
-            done += cost
-        return found
-
 
 def estimate_effort(model: PreparedModel, recipe: Recipe, images: int, speed: Speed) -> Effort:
     """Estimate what calibrating, rounding and correcting take; nothing is run.
@@ -118,7 +106,6 @@ def estimate_effort(model: PreparedModel, recipe: Recipe, images: int, speed: Sp
     """
     count = _Count(model, recipe, images)
     layers = tuple(count.layer(node, nodes, speed) for node, nodes in _stretches(model))
-    held, filed = count.held_bytes()
     weights, searched = count.weight_bytes()
     at_work = max(searched, count.calibration_bytes(), *(layer.peak_bytes for layer in layers))
     return Effort(
@@ -127,12 +114,35 @@ def estimate_effort(model: PreparedModel, recipe: Recipe, images: int, speed: Sp
             "weights": weights,
             "images": _FLOAT * images * prod(_input_shape(model)),
             "samples": 2 * _FLOAT * SAMPLES * len(model.shapes),
-            "activations": held,
+            "activations": count.held,
             "work on a layer": at_work,
-            "freed, not returned": round(_KEPT_BY_ALLOCATOR * (held + at_work)),
+            "freed, not returned": round(_KEPT_BY_ALLOCATOR * (count.held + at_work)),
         },
-        filed_bytes=filed,
+        filed_bytes=count.filed,
     )
+
+
+def shares_before(
+    model: PreparedModel, recipe: Recipe, images: int, steps: tuple[str, ...]
+) -> dict[str, float]:
+    """Return for each layer's node how much of some steps is done before it, from 0 to 1.
+
+    Args:
+        model: The float model.
+        recipe: What is done with it.
+        images: For calibration.
+        steps: As `Effort.steps` names them.
+    """
+    effort = estimate_effort(model, recipe, images, TYPICAL)
+    costs = {
+        layer.node: sum(layer.seconds.get(step, 0.0) for step in steps) for layer in effort.layers
+    }
+    total, done = sum(costs.values()) or 1.0, 0.0
+    found = {}
+    for node, cost in costs.items():
+        found[node] = done / total
+        done += cost
+    return found
 
 
 def _input_shape(model: PreparedModel) -> tuple[int, ...]:
@@ -168,11 +178,9 @@ class _Count:
             *chosen[Stage.ROUND], *chosen[Stage.RESCALE], *chosen[Stage.CORRECT],
         ]  # fmt: skip
         self.rounds = bool(chosen[Stage.ROUND])
-        self.floats = len(self.walking) > len(chosen[Stage.ROUND]) or any(
-            a.reads_floats(config) for a, config in chosen[Stage.ROUND]
-        )
-        held, filed = self.held_bytes()
-        self.filed_share = filed / max(1, held + filed)
+        self.floats = algorithms.needs_floats(recipe.algorithms)
+        self.found_blocks = find_blocks(model) if self.blocks else ()
+        self.held, self.filed = self._held_bytes()
 
     def layer(self, node: fx.Node, nodes: list[fx.Node], speed: Speed) -> LayerEffort:
         """Count what a layer takes with the nodes that follow it."""
@@ -186,7 +194,7 @@ class _Count:
         }
         demands = {a.name: a.demand(size, c) for a, c in (*self.blocks, *self.walking)}
         if self.walking:
-            passes = 8 + _FILED_PASSES * self.filed_share
+            passes = 8 + _FILED_PASSES * self.filed / max(1, self.held + self.filed)
             both = forward.times(2 if self.floats else 1) + Work(numbers=passes * numbers)
             work[RUN] = both.times(self.images) + calls.times(2)
         if self.rounds:
@@ -273,7 +281,7 @@ class _Count:
             # Both inputs in the order of images and of channels, two displaced, and strips.
             images = 8 * merged if is_dense(self._layer(node)) else 2 * merged + 2 * CHUNK_BYTES
             found.append(3 * _FLOAT * size.square + images)
-        for block in find_blocks(self.model) if self.blocks else ():
+        for block in self.found_blocks:
             if node in block.nodes:
                 inside = sum(prod(self.model.shapes[n.name]) for n in block.nodes)
                 # The output's signal to noise ratio is computed in float64.
@@ -298,7 +306,7 @@ class _Count:
         layer = self._layer(node)
         return len(layer.weight) // layer_groups(layer), layer.weight[0].numel()
 
-    def held_bytes(self) -> tuple[int, int]:
+    def _held_bytes(self) -> tuple[int, int]:
         """Return the activations of all images held in memory and in files, each at most."""
         copies = 2 if self.floats or self.blocks else 1
         if not self.walking and not self.blocks:

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 import torch
-from torch import fx, nn
+from torch import nn
 
 from lutwise.errors import CalibrationError, ConfigError, ModelError
 from lutwise.quant import algorithms, brevitas_facade, kernels
 from lutwise.quant.algorithms import Stage
 from lutwise.quant.algorithms.problems import Balance
+from lutwise.quant.channels import check_finite, visit
 from lutwise.quant.formats import Format, parse_element
 from lutwise.quant.graph import PreparedModel, check_supported, layer_nodes, prepare_graph
 from lutwise.quant.plan import Group, Plan, check_globs, plan_dataflow, plan_layerwise
@@ -138,32 +139,19 @@ def collect_samples(
     if len(images) == 0:
         raise CalibrationError("calibration needs at least one image, got none")
     parts = images.split(batch)
-    collector = _Collector(model, share=SAMPLES // len(parts), seed=seed)
+    share = max(1, SAMPLES // len(parts))
+    generator = torch.Generator().manual_seed(seed)
+    kept: dict[str, list[torch.Tensor]] = {}
+
+    def keep(name: str, output: torch.Tensor) -> None:
+        kept.setdefault(name, []).append(sample(output, share, generator).clone())
+
     for part in parts:
-        collector.run(part)
-    numbers = {name: torch.cat(kept) for name, kept in collector.kept.items()}
-    for name, kept in numbers.items():
-        if not torch.isfinite(kept).all():
-            raise CalibrationError(
-                f"{model.name}: the output of node {name!r} is NaN or infinite on calibration "
-                "images; are they normalised as in training?"
-            )
+        visit(model, part, None, keep)
+    numbers = {name: torch.cat(found) for name, found in kept.items()}
+    for name, found in numbers.items():
+        check_finite(model, name, found)
     return Samples(numbers=numbers, input_nonnegative=bool(images.min() >= 0), images=len(images))
-
-
-class _Collector(fx.Interpreter):
-    def __init__(self, model: PreparedModel, *, share: int, seed: int) -> None:
-        super().__init__(model.graph)
-        self.kept: dict[str, list[torch.Tensor]] = {}
-        self._share = max(1, share)
-        self._generator = torch.Generator().manual_seed(seed)
-
-    def run_node(self, n: fx.Node) -> object:
-        result = super().run_node(n)
-        if isinstance(result, torch.Tensor) and n.op != "output" and result.is_floating_point():
-            numbers = sample(result, self._share, self._generator)
-            self.kept.setdefault(n.name, []).append(numbers.clone())
-        return result
 
 
 def quantize(

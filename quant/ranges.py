@@ -133,15 +133,14 @@ def thresholds_tried(how: RangeSearch) -> int:
 
 
 def _shares(scale: ScaleKind) -> torch.Tensor:
-    """Return the thresholds that are tried, as shares of the largest magnitude."""
+    """Return the thresholds tried beside the largest magnitude itself, as shares of it."""
     if scale is ScaleKind.POWER_OF_TWO:
         return torch.exp2(torch.arange(-4.0, 2.0))
-    shares = torch.logspace(
+    return torch.logspace(
         torch.log10(torch.tensor(_SMALLEST)).item(),
         torch.log10(torch.tensor(_LARGEST)).item(),
         _CANDIDATES,
     )
-    return torch.cat([shares, torch.ones(1)])
 
 
 def _best(

@@ -176,9 +176,7 @@ class Recipe(_Model):
     @field_validator("algorithms", mode="before")
     @classmethod
     def _accept_algorithm_names(cls, given: Any) -> Any:
-        names = [given] if isinstance(given, str) else given
-        if isinstance(names, list | tuple) and all(isinstance(name, str) for name in names):
-            return {name: {} for name in names}
+        given = _by_name(given)
         if isinstance(given, Mapping):
             settings = {name: {} if value is None else value for name, value in given.items()}
             if all(isinstance(value, Mapping) for value in settings.values()):
@@ -283,6 +281,8 @@ def _set(data: dict[str, Any], key: str, value: Any) -> None:
     if rest:
         if head == "algorithms":
             there = _algorithms(data)
+            if not isinstance(there, Mapping):
+                return  # validation says what is wrong with it
         part = dict(there) if isinstance(there, Mapping) else {}
         _set(part, rest, value)
         data[head] = part
@@ -296,9 +296,15 @@ def _algorithms(data: Mapping[str, Any]) -> Any:
     """Return the algorithms of settings that may name them, or a preset, or neither."""
     preset = data.get("preset", Preset.BALANCED)
     default = PRESETS[Preset(preset)]["algorithms"] if preset in list(Preset) else {}
-    given = data.get("algorithms", default)
+    return _by_name(data.get("algorithms", default))
+
+
+def _by_name(given: Any) -> Any:
+    """Return a name, or names, as a mapping to no settings, and anything else as it is."""
     names = [given] if isinstance(given, str) else given
-    return dict.fromkeys(names) if isinstance(names, list | tuple) else names
+    if isinstance(names, list | tuple) and all(isinstance(name, str) for name in names):
+        return {name: {} for name in names}
+    return given
 
 
 def _explain(error: ValidationError, where: str) -> str:

@@ -12,7 +12,7 @@ from lutwise.quant import algorithms
 from lutwise.quant.algorithms import Stage
 from lutwise.quant.algorithms.problems import BlockProblem
 from lutwise.quant.blocks import Block, find_blocks
-from lutwise.quant.effort import estimate_effort
+from lutwise.quant.effort import shares_before
 from lutwise.quant.evaluate import sqnr_db
 from lutwise.quant.graph import Kind, PreparedModel
 from lutwise.quant.progress import Tell
@@ -26,7 +26,6 @@ from lutwise.quant.quantized import (
 from lutwise.quant.recipe import Recipe
 from lutwise.quant.rounding import Keep, Tensors, layer_problem
 from lutwise.quant.shelf import Shelf
-from lutwise.quant.work import TYPICAL
 
 __all__ = ["reconstruct_blocks"]
 
@@ -55,8 +54,7 @@ def reconstruct_blocks(
         floats = list(batches)
         quantized = [_after(model, blocks[0].entry, b) for b in batches]
         images = sum(map(len, batches))
-        effort = estimate_effort(model.prepared, recipe, images, TYPICAL)
-        shares = effort.shares_before((algorithm.name,))
+        shares = shares_before(model.prepared, recipe, images, (algorithm.name,))
         for i, block in enumerate(blocks):
             work = _BlockWork(model, block, algorithm.name, keep)
             what = f"{algorithm.name.replace('_', ' ')}: block {i + 1} of {len(blocks)}"

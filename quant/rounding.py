@@ -11,14 +11,13 @@ from torch import fx, nn
 from lutwise.quant import algorithms
 from lutwise.quant.algorithms import Algorithm, Stage
 from lutwise.quant.algorithms.problems import Correction, LayerOutputs, LayerProblem
-from lutwise.quant.effort import NOTED_IMAGES, RUN, estimate_effort
+from lutwise.quant.effort import NOTED_IMAGES, RUN, shares_before
 from lutwise.quant.evaluate import sqnr_db
 from lutwise.quant.progress import Tell
 from lutwise.quant.quantized import QuantizedModel, QuantizedWeight, apply_layer
 from lutwise.quant.recipe import Recipe
 from lutwise.quant.shelf import Shelf
 from lutwise.quant.walk import Step, walk
-from lutwise.quant.work import TYPICAL
 
 __all__ = ["Keep", "Tensors", "compute", "layer_problem", "round_layers"]
 
@@ -86,12 +85,11 @@ def round_layers(
     ]
     if not rounding and not correcting:
         return
-    floats = bool(correcting) or any(a.reads_floats(config) for a, config in rounding)
+    floats = algorithms.needs_floats(recipe.algorithms)
     names = [a.name for a, _ in (*rounding, *correcting)]
     what = " + ".join(name.replace("_", " ") for name in names)
     images = sum(map(len, batches))
-    effort = estimate_effort(model.prepared, recipe, images, TYPICAL)
-    shares = effort.shares_before((RUN, *names))
+    shares = shares_before(model.prepared, recipe, images, (RUN, *names))
     done = 0
     for step in walk(model, batches, floats=floats, shelf=shelf):
         if step.layer is None:

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
+from torch import nn
 
 from lutwise.errors import CalibrationError
 from lutwise.quant.ranges import ScaleKind
 from lutwise.quant.recipe import Recipe, build_recipe
 
-__all__ = ["Trial", "calibrating_images", "choose", "divergence"]
+__all__ = ["Trial", "calibrating_images", "choose", "clips_at_six", "divergence"]
 
 _HELD_BACK: Final = 0.25
 """Share of the calibration images that compare candidates."""
@@ -64,6 +65,11 @@ def calibrating_images(images: int) -> int:
             f"{images}"
         )
     return images - max(1, round(images * _HELD_BACK))
+
+
+def clips_at_six(model: nn.Module) -> bool:
+    """Return whether a model has ReLU6."""
+    return any(isinstance(module, nn.ReLU6) for module in model.modules())
 
 
 def choose(recipe: Recipe, score: Score, *, clips_at_six: bool) -> tuple[Recipe, tuple[Trial, ...]]:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Empirical bias correction."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -37,8 +37,10 @@ def bias_correction(outputs: LayerOutputs, config: BiasCorrectionConfig) -> Corr
     return Correction(gain=None, shift=shift.float())
 
 
-def channel_mean(batches: Sequence[torch.Tensor], axes: list[int]) -> torch.Tensor:
+def channel_mean(batches: Iterable[torch.Tensor], axes: list[int]) -> torch.Tensor:
     """Return the mean over all batches and the given dimensions, float64."""
-    sums = [b.sum(axes, dtype=torch.float64) for b in batches]
-    count = sum(b.numel() for b in batches) // sums[0].numel()
-    return torch.stack(sums).sum(0) / count
+    sums, numbers = [], 0
+    for batch in batches:
+        sums.append(batch.sum(axes, dtype=torch.float64))
+        numbers += batch.numel()
+    return torch.stack(sums).sum(0) / (numbers // sums[0].numel())

@@ -52,9 +52,11 @@ class LearnedRoundingConfig:
 def _demand(size: LayerSize, config: LearnedRoundingConfig) -> Demand:
     iteration = Work(flops=2 * size.weights * size.columns, numbers=90 * size.weights, calls=200)
     work = size.gram + iteration.times(config.iterations) + descent(size, config.sweeps, 64)
-    # The matrix, and scaled once more; of the weights' shape: what is learned, Adam's moments,
-    # and what automatic differentiation keeps.
-    return Demand(work=work, numbers=3 * size.square + 30 * size.weights)
+    # The matrix, and scaled once more, or, centered, an outer product in float64 and rounded.
+    squares = 4 if config.centered else 3
+    # Of the weights' shape: what is learned, Adam's moments, and what automatic differentiation
+    # keeps.
+    return Demand(work=work, numbers=squares * size.square + 30 * size.weights)
 
 
 @register(

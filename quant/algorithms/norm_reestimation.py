@@ -74,7 +74,6 @@ def norm_reestimation(outputs: LayerOutputs, config: NormReestimationConfig) -> 
 
 def _moments(batches: Sequence[torch.Tensor], axes: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
     mean = channel_mean(batches, axes)
-    squares = [b.double().square().sum(axes) for b in batches]  # one batch in float64 at a time
-    count = sum(b.numel() for b in batches) // mean.numel()
-    square = torch.stack(squares).sum(0) / count
+    # A generator: one batch in float64 at a time.
+    square = channel_mean((b.double().square() for b in batches), axes)
     return mean, (square - mean.square()).clamp_min(0)

@@ -9,7 +9,15 @@ from typing import Any, Final, TypeVar
 from lutwise.errors import ConfigError
 from lutwise.quant.work import Demand, LayerSize
 
-__all__ = ["Algorithm", "Stage", "list_algorithms", "register", "resolve", "selected"]
+__all__ = [
+    "Algorithm",
+    "Stage",
+    "list_algorithms",
+    "needs_floats",
+    "register",
+    "resolve",
+    "selected",
+]
 
 
 class Stage(IntEnum):
@@ -140,6 +148,13 @@ def selected(
         for a in list_algorithms()
         if a.stage is stage and a.name in settings
     ]
+
+
+def needs_floats(settings: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Return whether rounding and correcting layers has to run the float model, too."""
+    rounding = selected(settings, Stage.ROUND)
+    correcting = selected(settings, Stage.RESCALE) or selected(settings, Stage.CORRECT)
+    return bool(correcting) or any(a.reads_floats(config) for a, config in rounding)
 
 
 def _configured(algorithm: Algorithm, given: Mapping[str, Any]) -> Any:

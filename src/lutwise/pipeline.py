@@ -34,7 +34,7 @@ from lutwise.quant.network import Network
 from lutwise.quant.progress import Tell, silent
 from lutwise.quant.quantized import QuantizedModel, predict
 from lutwise.quant.recipe import GraphMode, Recipe
-from lutwise.quant.search import Trial, calibrating_images, choose, divergence
+from lutwise.quant.search import Trial, calibrating_images, choose, clips_at_six, divergence
 from lutwise.quant.sensitivity import affordable_images
 from lutwise.quant.state import to_state
 from lutwise.workspace import Steps, code_digest, digest, sha256_of, to_json, tool_versions
@@ -164,8 +164,7 @@ def _searched(
 
         return float(steps.json("trial", point.keys.quantized, compute))
 
-    relu6 = any(isinstance(m, torch.nn.ReLU6) for m in job.model.module.modules())
-    return choose(recipe, score, clips_at_six=relu6)
+    return choose(recipe, score, clips_at_six=clips_at_six(job.model.module))
 
 
 def _lower(model: QuantizedModel) -> tuple[Network | None, str]:

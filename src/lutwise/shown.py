@@ -22,7 +22,7 @@ from rich.table import Column
 from rich.text import Text
 
 from lutwise.quant.progress import Tell, silent
-from lutwise.sweep import DONE, PointTell
+from lutwise.sweep import DONE, PointTell, silent_points
 
 __all__ = ["Pace", "points_shown", "points_told", "steps_shown", "steps_told", "time_left"]
 
@@ -162,7 +162,7 @@ def points_shown(total: int, quiet: bool) -> Iterator[PointTell]:
     """
     console = Console(stderr=True)
     if quiet:
-        yield lambda point, step, share=None: None
+        yield silent_points
     elif console.is_terminal:
         columns = (
             _description(), BarColumn(bar_width=20), MofNCompleteColumn(), TimeElapsedColumn(),

@@ -23,7 +23,7 @@ from lutwise.space import SpacePoint
 from lutwise.workers import busy, interrupts_held, worker_pool
 from lutwise.workspace import Steps, to_json, tool_versions
 
-__all__ = ["DONE", "PointTell", "sweep"]
+__all__ = ["DONE", "PointTell", "silent_points", "sweep"]
 
 _POINTS: Final = "points"
 _STEPS: Final = ".steps"
@@ -46,7 +46,7 @@ class PointTell(Protocol):
         ...
 
 
-def _silent(point: str, step: str, share: float | None = None) -> None:
+def silent_points(point: str, step: str, share: float | None = None) -> None:
     """Tell nobody."""
 
 
@@ -59,7 +59,7 @@ def sweep(
     out: Path,
     *,
     jobs: int = 1,
-    progress: PointTell = _silent,
+    progress: PointTell = silent_points,
 ) -> SweepResult:
     """Run every point, then write ``sweep.json``, ``pareto.csv``, plots and ``report.html``.
 
@@ -147,7 +147,7 @@ def _work(load: Callable[[], Job], out: Path, point: SpacePoint) -> Result:
         if _JOB is None:
             _JOB = load()
             torch.set_num_threads(_JOB.threads)
-        return _run_point(_JOB, point, out, _silent)
+        return _run_point(_JOB, point, out, silent_points)
 
 
 def _collect(job: Job, points: Sequence[SpacePoint], results: Sequence[Result]) -> SweepResult:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lutwise.quant.effort import Effort, estimate_effort
+from lutwise.quant.effort import Effort, estimate_effort, shares_before
 from lutwise.quant.graph import PreparedModel, layer_nodes
 from lutwise.quant.quantize import collect_samples, prepare, quantize
 from lutwise.quant.recipe import Recipe, build_recipe
@@ -81,7 +81,7 @@ def test_shares_and_totals_add_up(name: str, algorithms: Mapping[str, Any]) -> N
     assert effort.seconds == pytest.approx(sum(layer.total_seconds for layer in effort.layers))
     prepared = prepare(make(name)[0], INPUT_SHAPE, settings, name=name)
     assert [layer.node for layer in effort.layers] == [n.name for n in layer_nodes(prepared)]
-    shares = list(effort.shares_before(tuple(algorithms)).values())
+    shares = list(shares_before(prepared, settings, 24, tuple(algorithms)).values())
     assert shares[0] == 0.0
     assert shares == sorted(set(shares))
     assert shares[-1] < 1.0

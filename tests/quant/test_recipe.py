@@ -124,6 +124,15 @@ def test_a_dotted_key_reaches_one_setting_of_one_algorithm(
     assert list(found) == ["equalize", "gptq"]
 
 
+def test_a_dotted_key_does_not_hide_malformed_algorithms() -> None:
+    with pytest.raises(ConfigError, match="algorithms: wanted a name, a list"):
+        build_recipe(
+            {"algorithms": ["equalize", {"gptq": {}}]},
+            changes={"algorithms.gptq.sweeps": 1},
+            where="test",
+        )
+
+
 def test_a_factor_leaves_no_powers_of_two() -> None:
     with pytest.raises(ConfigError, match="a factor leaves no powers of two"):
         build_recipe(
