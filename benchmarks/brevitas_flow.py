@@ -54,6 +54,7 @@ from benchmarks.brevitas_quantizers import (
     insert_quantizers,
     layer_inputs,
 )
+from benchmarks.brevitas_walk import solve_in_one_pass
 from lutwise.errors import ConfigError, DataError
 from lutwise.quant.data import Dataset, Split, check_disjoint, load_data
 from lutwise.quant.evaluate import accuracy, compare
@@ -155,22 +156,23 @@ def _improve(
 ) -> None:
     """Run the algorithms on a calibrated model, in the order of Brevitas's flow."""
     order = settings.act_order
+    solve = solve_in_one_pass if settings.one_pass else _solve
     if settings.gpfq:
         clocked = _with_clock(GPFQ, seconds, "gpfq.columns")
         with _timed(seconds, "gpfq"):
-            _solve(gpfq_mode(model, act_order=order, algorithm_impl=clocked), batches)
+            solve(gpfq_mode(model, act_order=order, algorithm_impl=clocked), batches)
     if settings.gptq:
         clocked = _with_clock(GPTQ, seconds, "gptq.columns")
         seen = settings.gptq_quantized_activations
         with _timed(seconds, "gptq"):
-            _solve(
+            solve(
                 gptq_mode(model, act_order=order, use_quant_activations=seen, gptq_class=clocked),
                 batches,
             )
     if settings.qronos:
         clocked = _with_clock(Qronos, seconds, "qronos.columns")
         with _timed(seconds, "qronos"):
-            _solve(gpfq_mode(model, act_order=order, algorithm_impl=clocked), batches)
+            solve(gpfq_mode(model, act_order=order, algorithm_impl=clocked), batches)
     if settings.learned_round:
         with _timed(seconds, "learned_round"):
             _learn_rounding(model, batches, settings)

@@ -92,6 +92,8 @@ class BrevitasSettings:
         qronos: Run Qronos (arXiv 2505.11695).
         act_order: Columns of large inputs first, in these three.
         gptq_quantized_activations: Whether GPTQ sees quantized activations (the others do).
+        one_pass: GPFQ, GPTQ and Qronos run every layer once, see `brevitas_walk`; Brevitas itself
+            runs all layers before the one at work again. The results are the same bit for bit.
         learned_round: Iterations per layer (the rounding of arXiv 2309.05516); 0 for none.
         learned_round_batch: Images per iteration.
         learned_round_rate: Learning rate of Adam.
@@ -120,6 +122,7 @@ class BrevitasSettings:
     qronos: bool = False
     act_order: bool = False
     gptq_quantized_activations: bool = False
+    one_pass: bool = False
     learned_round: int = 0
     learned_round_batch: int = 1
     learned_round_rate: float = 1e-3

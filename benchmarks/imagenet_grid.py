@@ -3,19 +3,20 @@
 
     python benchmarks/imagenet_grid.py --nets DIR --images IMAGES --out DIR --json grid.json
 
-``--nets`` is the folder that `imagenet_models.py` writes. Every point's logits are kept in
-``--out`` as soon as it is done, so that a killed run continues; ``--only-report`` makes the record
-of what there is. Both tools quantize inputs and weights of layers (mode ``layerwise``), calibrate
-with the same images and are measured on the same others.
+``--nets`` is the folder that `imagenet_models.py` writes. Every point's row is kept in ``--out``
+as soon as it is done, so that a killed run continues; rows of an earlier ``--json`` are not
+measured again. Several processes may share an ``--out``. Both tools quantize inputs and weights of
+layers (mode ``layerwise``), calibrate with the same images and are measured on the same others.
 """
 
 import argparse
 import itertools
+import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,17 +30,24 @@ if not __package__:  # run as a script: the benchmarks are a package of the chec
 
 from benchmarks.brevitas_flow import BrevitasSettings, RangeKind, build, evaluate
 from benchmarks.common import circumstances, quantized, write_record
+from lutwise.files import write_atomic
 from lutwise.quant.data import Split, load_data
 from lutwise.quant.evaluate import accuracy, compare
 from lutwise.quant.formats import IntFormat, all_formats, parse_element
 from lutwise.quant.models import load_model
 from lutwise.quant.quantized import predict
 from lutwise.quant.recipe import Recipe, build_recipe
-from lutwise.quant.search import calibrating_images, choose, clips_at_six, divergence
-from lutwise.workspace import code_digest
+from lutwise.quant.search import choose, clips_at_six, divergence, divided
+from lutwise.workspace import code_digest, to_json
 
 NETS: Final = ("efficientnet_lite0", "squeezenet1_1")
-TOOLS: Final = ("fast", "balanced", "brevitas")
+BREVITAS: Final[Mapping[str, Mapping[str, Any]]] = {
+    "brevitas": {"gptq": True},
+    "brevitas_plain": {"gptq": True, "equalize_iterations": 0},
+    "brevitas_qronos": {"qronos": True, "equalize_iterations": 0},
+}
+"""Its flow with and without cross-layer equalization, each a tool of its own."""
+OURS: Final = ("fast", "balanced", "best")
 RESAMPLES: Final = 10_000
 Logits = npt.NDArray[np.float32]
 
@@ -50,7 +58,7 @@ class Point:
 
     Args:
         net: Name of the net.
-        tool: A preset of lutwise, or ``brevitas``.
+        tool: A preset of lutwise, or one of `BREVITAS`.
         weights: Format of the weights.
         activations: Format of the activations.
     """
@@ -101,12 +109,13 @@ def quantize_ours(net: nn.Module, images: Images, point: Point) -> Logits:
 
 def searched(net: nn.Module, images: torch.Tensor, settings: Recipe) -> Recipe:
     """Return the recipe that the calibration images speak for."""
-    count = calibrating_images(len(images))
-    reference = predict(net, images[count:], batch=25)
+    calibrating, held_back = divided(len(images), images.shape[1:])
+    comparing = images[len(images) - held_back :]
+    reference = predict(net, comparing, batch=25)
 
     def score(candidate: Recipe) -> float:
-        model = quantized(net, images[:count], candidate)
-        return divergence(reference, predict(model, images[count:], batch=25))
+        model = quantized(net, images[:calibrating], candidate)
+        return divergence(reference, predict(model, comparing, batch=25))
 
     return choose(settings, score, clips_at_six=clips_at_six(net))[0]
 
@@ -122,20 +131,21 @@ def quantize_theirs(net: nn.Module, images: Images, point: Point) -> Logits:
             activations=f"u{point.activations}" if integers else point.activations,
             weight_range=RangeKind.MSE,
             activation_range=RangeKind.MSE,
-            gptq=True,
             act_order=True,
+            one_pass=True,
             bias_correction=True,
             batch=25,
+            **BREVITAS[point.tool],
         ),
     )
     return evaluate(model, images.evaluation, batch=25).numpy()
 
 
 def measure(folder: Path, images: str, points: Sequence[Point], out: Path) -> None:
-    """Compute and keep the logits of all points that are missing."""
+    """Compute and keep the rows of all points that are missing."""
     for net, group in itertools.groupby(points, key=lambda p: p.net):
-        missing = [p for p in group if not (out / f"{p.name}.npz").exists()]
-        if not missing and (out / f"{net}-float.npz").exists():
+        missing = [p for p in group if not row_file(out, p).exists()]
+        if not missing:
             continue
         model = load_model(str(folder / f"{net}.safetensors"), arch=f"zoo/{net}")
         shared: dict[str, Any] = {"classes": 1000}
@@ -149,71 +159,103 @@ def measure(folder: Path, images: str, points: Sequence[Point], out: Path) -> No
             evaluation=torch.from_numpy(parts[1].images),
             labels=parts[1].labels,
         )
-        keep(out, f"{net}-float", predict(model.module, data.evaluation, batch=25).numpy(), data, 0)
+        reference = predict(model.module, data.evaluation, batch=25).numpy()
         for point in missing:
             start = time.perf_counter()
-            run = quantize_theirs if point.tool == "brevitas" else quantize_ours
+            run = quantize_theirs if point.tool in BREVITAS else quantize_ours
             logits = run(model.module, data, point)
-            seconds = time.perf_counter() - start
-            keep(out, point.name, logits, data, seconds)
-            print(f"{point.name}: {seconds:.0f} s", file=sys.stderr, flush=True)
+            row = {
+                **asdict(point),
+                "images": len(data.labels),
+                "calibration_images": len(data.calibration),
+                "seconds": round(time.perf_counter() - start, 1),
+                "threads": torch.get_num_threads(),
+                "code_sha256": code_digest(),
+                "accuracy": asdict(accuracy(logits, data.labels)),
+                "float_accuracy": asdict(accuracy(reference, data.labels)),
+                "against_float": asdict(compare(reference, logits, data.labels)),
+                "right": packed(logits.argmax(1) == data.labels),
+            }
+            write_atomic(row_file(out, point), to_json(row))
+            print(f"{point.name}: {row['seconds']:.0f} s", file=sys.stderr, flush=True)
 
 
-def keep(out: Path, name: str, logits: Logits, data: Images, seconds: float) -> None:
-    """Write the logits of a point, all or nothing."""
-    temporary = out / f"{name}.part.npz"
-    np.savez_compressed(
-        temporary, logits=logits, labels=data.labels, seconds=seconds, code=code_digest()
-    )
-    temporary.rename(out / f"{name}.npz")
+def row_file(out: Path, point: Point) -> Path:
+    """Return where the row of a point is kept."""
+    return out / f"{point.name}.json"
+
+
+def packed(right: npt.NDArray[np.bool_]) -> str:
+    """Return which images are classified rightly, eight to a byte, in hexadecimal."""
+    return np.packbits(right).tobytes().hex()
+
+
+def unpacked(row: Mapping[str, Any]) -> npt.NDArray[np.bool_]:
+    """Return which images are classified rightly, of a row."""
+    bits = np.unpackbits(np.frombuffer(bytes.fromhex(row["right"]), np.uint8))
+    return bits[: row["images"]].astype(bool)
 
 
 def bootstrap(
-    first: Logits, second: Logits, labels: npt.NDArray[np.int64], seed: int = 0
+    first: npt.NDArray[np.bool_], second: npt.NDArray[np.bool_], seed: int = 0
 ) -> tuple[float, float]:
     """Return the 95 % interval of the accuracy of the first less that of the second.
 
     Paired: images are drawn with replacement, both models answer the same ones.
+
+    Args:
+        first: Which images the first classifies rightly.
+        second: Which of the same images the second does.
+        seed: Of the draws.
     """
-    gained = (first.argmax(1) == labels).astype(np.int64) - (second.argmax(1) == labels)
+    gained = first.astype(np.int64) - second
     generator = np.random.default_rng(seed)
-    draws = generator.integers(0, len(labels), (RESAMPLES, len(labels)))
+    draws = generator.integers(0, len(gained), (RESAMPLES, len(gained)))
     low, high = np.quantile(gained[draws].mean(1), (0.025, 0.975))
     return float(low), float(high)
 
 
-def report(points: Sequence[Point], out: Path) -> Iterator[dict[str, Any]]:
-    """Yield a row per finished point."""
-    held = {path.stem: np.load(path) for path in sorted(out.glob("*.npz"))}
-    for point in points:
-        if point.name not in held:
+def compared(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield rows, ours beside the best of Brevitas's on the same formats.
+
+    Which of Brevitas's is best is decided by the images that measure, in its favour.
+    """
+    for row in rows:
+        rivals = [
+            r
+            for r in rows
+            if r["tool"] in BREVITAS
+            and all(r[key] == row[key] for key in ("net", "weights", "activations"))
+        ]
+        if row["tool"] in BREVITAS or not rivals:
+            yield row
             continue
-        kept, reference = held[point.name], held[f"{point.net}-float"]
-        logits, labels = kept["logits"], kept["labels"]
-        row = {
-            **asdict(point),
-            "images": len(labels),
-            "seconds": round(float(kept["seconds"]), 1),
-            "code_sha256": str(kept["code"]),
-            "accuracy": asdict(accuracy(logits, labels)),
-            "float_accuracy": asdict(accuracy(reference["logits"], labels)),
-            "against_float": asdict(compare(reference["logits"], logits, labels)),
-        }
-        rival = Point(
-            net=point.net,
-            tool="brevitas",
-            weights=point.weights,
-            activations=point.activations,
-        )
-        if point.tool != "brevitas" and rival.name in held:
-            theirs = held[rival.name]["logits"]
-            low, high = bootstrap(logits, theirs, labels)
-            row["against_brevitas"] = {
-                "difference": accuracy(logits, labels).value - accuracy(theirs, labels).value,
-                "low": low,
-                "high": high,
-            }
-        yield row
+        rival = max(rivals, key=lambda r: (r["accuracy"]["value"], r["against_float"]["sqnr_db"]))
+        low, high = bootstrap(unpacked(row), unpacked(rival))
+        difference = row["accuracy"]["value"] - rival["accuracy"]["value"]
+        against = {"tool": rival["tool"], "difference": difference, "low": low, "high": high}
+        yield {**row, "against_brevitas": against}
+
+
+def unpack(record: Path, out: Path) -> None:
+    """Keep the rows of an earlier record as if they had been measured just now."""
+    for row in json.loads(record.read_bytes())["rows"]:
+        point = Point(**{field.name: row[field.name] for field in fields(Point)})
+        if not row_file(out, point).exists():
+            row.pop("against_brevitas", None)
+            write_atomic(row_file(out, point), to_json(row))
+
+
+def collected(out: Path) -> list[dict[str, Any]]:
+    """Return all rows that are kept: by net, width and format."""
+
+    def place(row: dict[str, Any]) -> tuple[Any, ...]:
+        bits = [parse_element(row[key]).bits for key in ("weights", "activations")]
+        tool = (*OURS, *BREVITAS).index(row["tool"])
+        return row["net"], *bits, row["weights"], row["activations"], tool
+
+    rows = [json.loads(path.read_bytes()) for path in out.glob("*.json")]
+    return list(compared(sorted(rows, key=place)))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -224,7 +266,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--net", action="append", choices=NETS, help="default: all")
-    parser.add_argument("--tool", action="append", choices=(*TOOLS, "best"), help="default: three")
+    parser.add_argument("--tool", action="append", choices=(*OURS, *BREVITAS), help="default: all")
     parser.add_argument("--format", action="append", help="W,A; default: the diagonal")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--only-report", action="store_true")
@@ -236,15 +278,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         Point(net=net, tool=tool, weights=w, activations=a)
         for net in args.net or NETS
         for w, a in formats
-        for tool in args.tool or TOOLS
+        for tool in args.tool or (*OURS, *BREVITAS)
     ]
+    if args.json and args.json.exists():
+        unpack(args.json, args.out)
     if not args.only_report:
         measure(args.nets, args.images, points, args.out)
-    record = {
-        "rows": list(report(points, args.out)),
-        **circumstances(args.threads),
-    }
-    write_record(record, args.json)
+    write_record({"rows": collected(args.out), **circumstances(args.threads)}, args.json)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ product over the whole image, and strips at the border are taken off again.
 Columns are ordered tap by tap, (row of the kernel, column, channel), see `columns`.
 """
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -37,6 +38,9 @@ Layer = nn.Conv2d | nn.Linear
 
 _STRIPE: Final = 512
 """Columns multiplied at a time where only one triangle of a product is wanted."""
+
+_CACHED_BYTES: Final = 1 << 22
+"""What the taps of a depthwise kernel read, held at a time."""
 
 CHUNK_BYTES: Final = 1 << 26
 """Patches held at a time."""
@@ -72,10 +76,15 @@ def weight_of(layer: Layer, rows: torch.Tensor) -> torch.Tensor:
 
 def _padded(layer: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
     """Return the input (n, h, w, c), zeros of the layer's padding around it."""
+    top, left = _borders(layer)
+    return nn.functional.pad(x.permute(0, 2, 3, 1), (0, 0, left, left, top, top))
+
+
+def _borders(layer: nn.Conv2d) -> tuple[int, int]:
+    """Return the rows above and the columns to the left that a layer pads with zeros."""
     if layer.padding == "same":
         raise ValueError("padding 'same' has no place here")  # refused when graphs are made
-    top, left = window(layer.padding if layer.padding != "valid" else 0)  # type: ignore[arg-type]
-    return nn.functional.pad(x.permute(0, 2, 3, 1), (0, 0, left, left, top, top))
+    return window(layer.padding if layer.padding != "valid" else 0)  # type: ignore[arg-type]
 
 
 def patches(layer: Layer, x: torch.Tensor) -> torch.Tensor:
@@ -117,9 +126,9 @@ def gram(
     """
     total: torch.Tensor | None = None
     for batches in _merged(inputs):
-        x = torch.cat([inputs[i] for i in batches])
-        y = None if others is None else torch.cat([others[i] for i in batches])
-        part = _by_displacement(layer, x, y) if is_dense(layer) else _by_patches(layer, x, y)
+        x = _joined(inputs, batches)
+        y = None if others is None else _joined(others, batches)
+        part = _way(layer)(layer, x, y)
         total = part if total is None else total.add_(part)
     if total is None:
         raise ValueError("gram needs at least one batch of inputs")
@@ -155,14 +164,33 @@ def _merged(batches: Sequence[torch.Tensor]) -> list[list[int]]:
     return found
 
 
+def _joined(batches: Sequence[torch.Tensor], chosen: list[int]) -> torch.Tensor:
+    return batches[chosen[0]] if len(chosen) == 1 else torch.cat([batches[i] for i in chosen])
+
+
+_Way = Callable[[Layer, torch.Tensor, torch.Tensor | None], torch.Tensor]
+
+
+def _way(layer: Layer) -> _Way:
+    """Return how the Gram matrix of a layer's patches is found fastest."""
+    if is_dense(layer):
+        return _by_displacement
+    return _by_taps if _is_depthwise(layer) else _by_patches
+
+
 def is_dense(layer: Layer) -> bool:
     """Return whether a layer's patches overlap so that displacements pay."""
-    return (
-        isinstance(layer, nn.Conv2d)
-        and layer.kernel_size != (1, 1)
-        and layer.stride == (1, 1)
-        and layer.dilation == (1, 1)
-    )
+    if not isinstance(layer, nn.Conv2d) or (layer.stride, layer.dilation) != ((1, 1), (1, 1)):
+        return False
+    # A product of single channels is a pass over memory, so that few taps are best multiplied out.
+    return math.prod(layer.kernel_size) > (_FEW_TAPS if _is_depthwise(layer) else 1)
+
+
+_FEW_TAPS: Final = 9
+
+
+def _is_depthwise(layer: Layer) -> bool:
+    return isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels
 
 
 def _by_patches(layer: Layer, x: torch.Tensor, y: torch.Tensor | None) -> torch.Tensor:
@@ -177,6 +205,35 @@ def _by_patches(layer: Layer, x: torch.Tensor, y: torch.Tensor | None) -> torch.
         total = part if total is None else total.add_(part)
     assert total is not None
     return total
+
+
+def _by_taps(layer: Layer, x: torch.Tensor, y: torch.Tensor | None) -> torch.Tensor:
+    """Multiply what each tap of a depthwise kernel reads, in pieces that stay in the cache."""
+    assert isinstance(layer, nn.Conv2d)
+    one = _taps(layer, x[:1])
+    step = max(1, _CACHED_BYTES // (one.numel() * one.element_size()))
+    total = x.new_zeros(len(one), one.shape[1], one.shape[1])
+    for start in range(0, len(x), step):
+        left = _taps(layer, x[start : start + step])
+        right = left if y is None else _taps(layer, y[start : start + step])
+        total += left @ right.mT
+    return total
+
+
+def _taps(layer: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
+    """Return what each tap of a depthwise kernel reads, shape (channels, taps, patches)."""
+    (kh, kw), (sy, sx), (dy, dx) = layer.kernel_size, layer.stride, layer.dilation
+    top, left = _borders(layer)
+    wide = nn.functional.pad(x, (left, left, top, top))
+    rows = (wide.shape[2] - dy * (kh - 1) - 1) // sy + 1
+    cols = (wide.shape[3] - dx * (kw - 1) - 1) // sx + 1
+    n, channels = x.shape[:2]
+    found = x.new_empty(channels, kh * kw, n, rows, cols)
+    for r in range(kh):
+        for c in range(kw):
+            read = wide[:, :, r * dy :: sy, c * dx :: sx]
+            found[:, r * kw + c] = read[:, :, :rows, :cols].transpose(0, 1)
+    return found.reshape(channels, kh * kw, -1)
 
 
 def _symmetric(rows: torch.Tensor) -> torch.Tensor:
@@ -287,7 +344,7 @@ def _tap_pairs(
 ) -> Iterator[tuple[int, list[_Pair]]]:
     """Yield each horizontal displacement with its pairs of taps."""
     kh, kw = layer.kernel_size
-    top, left = window(layer.padding if layer.padding != "valid" else 0)  # type: ignore[arg-type]
+    top, left = _borders(layer)
     rows_out, cols_out = height + 2 * top - kh + 1, width + 2 * left - kw + 1
     taps = [(r, c) for r in range(kh) for c in range(kw)]
     by_width: dict[int, list[_Pair]] = {}

@@ -34,7 +34,7 @@ from lutwise.quant.network import Network
 from lutwise.quant.progress import Tell, silent
 from lutwise.quant.quantized import QuantizedModel, predict
 from lutwise.quant.recipe import GraphMode, Recipe
-from lutwise.quant.search import Trial, calibrating_images, choose, clips_at_six, divergence
+from lutwise.quant.search import Trial, choose, clips_at_six, divergence, divided
 from lutwise.quant.sensitivity import affordable_images
 from lutwise.quant.state import to_state
 from lutwise.workspace import Steps, code_digest, digest, sha256_of, to_json, tool_versions
@@ -143,8 +143,9 @@ def _searched(
     """Return the recipe that the calibration images speak for, where a search is asked for."""
     if not recipe.search:
         return recipe, ()
-    calibrating = calibrating_images(len(job.calibration))
-    comparing = torch.from_numpy(job.calibration.slice(calibrating, len(job.calibration)))
+    count = len(job.calibration)
+    calibrating, held_back = divided(count, job.input_shape)
+    comparing = torch.from_numpy(job.calibration.slice(count - held_back, count))
     reference = predict(job.model.module, comparing)
     tried = 0
 

@@ -23,7 +23,7 @@ from lutwise.quant.graph import PreparedModel
 from lutwise.quant.network import Network
 from lutwise.quant.quantized import QuantizedModel, predict
 from lutwise.quant.recipe import Recipe
-from lutwise.quant.search import calibrating_images, choose, clips_at_six
+from lutwise.quant.search import choose, clips_at_six, divided
 from lutwise.quant.sensitivity import affordable_images, products_per_image
 from lutwise.quant.work import Speed, Work, measure_speed
 
@@ -129,9 +129,10 @@ def _efforts(job: Job, recipe: Recipe, prepared: PreparedModel, speed: Speed) ->
     images = len(job.calibration)
     found: list[Effort] = []
     if recipe.search:
+        calibrating, _ = divided(images, job.input_shape)
 
         def score(candidate: Recipe) -> float:
-            found.append(estimate_effort(prepared, candidate, calibrating_images(images), speed))
+            found.append(estimate_effort(prepared, candidate, calibrating, speed))
             return 0.0  # which one wins is not known; the others cost much the same
 
         recipe, _ = choose(recipe, score, clips_at_six=clips_at_six(job.model.module))

@@ -90,6 +90,31 @@ def test_every_step_runs_on_every_topology(name: str, changes: dict[str, Any]) -
     assert quality(net, model, images) > 20
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"gpfq": True},
+        {"qronos": True},
+        {"gptq": True},
+        {"gptq": True, "gptq_quantized_activations": True},
+    ],
+    ids=lambda changes: "-".join(changes),
+)
+@pytest.mark.parametrize("name", NETS)
+def test_one_pass_gives_the_weights_of_brevitas_own_loop(
+    name: str, changes: dict[str, Any]
+) -> None:
+    net, images = make(name)
+    chosen = {"weights": "e2m1", "activations": "e2m1", "act_order": True} | changes
+    loop, _ = build(net, images, settings(**chosen))
+    once, _ = build(net, images, settings(**chosen, one_pass=True))
+    expected = loop.state_dict()
+    assert once.state_dict().keys() == expected.keys()
+    for key, tensor in once.state_dict().items():
+        assert torch.equal(tensor, expected[key]), key
+    assert torch.equal(evaluate(once, images), evaluate(loop, images))
+
+
 def test_learned_rounding_moves_weights_by_one_step_at_most() -> None:
     pytest.importorskip("accelerate", reason="Brevitas's learned rounding needs it")
     net, images = make("chain")

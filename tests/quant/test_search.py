@@ -7,7 +7,7 @@ import torch
 from lutwise.errors import CalibrationError, ConfigError
 from lutwise.quant.presets import PRESETS, Preset
 from lutwise.quant.recipe import Recipe, build_recipe
-from lutwise.quant.search import calibrating_images, choose, divergence
+from lutwise.quant.search import choose, divergence, divided
 
 
 def recipe(**settings: Any) -> Recipe:
@@ -26,26 +26,26 @@ def test_divergence_is_that_of_torch_and_zero_for_equal_outputs() -> None:
 
 def test_the_search_finds_what_scores_best_stage_by_stage() -> None:
     def score(candidate: Recipe) -> float:
-        """Learned rounding wins with SmoothQuant, and small ranges win anywhere."""
+        """Qronos wins with SmoothQuant, and small ranges win anywhere."""
         found = 5.0
         smoothed = "smooth_quant" in candidate.algorithms
         found -= 1.0 * smoothed
-        found += {"qronos": 0.0, "learned_rounding": -1.0 if smoothed else 1.0}[
-            next(a for a in candidate.algorithms if a in ("qronos", "learned_rounding"))
-        ]
+        if "qronos" in candidate.algorithms:
+            found += -1.0 if smoothed else 1.0
         found += 0.5 * ("norm_reestimation" in candidate.algorithms)
         return found - 0.25 * (candidate.activations.factor < 0.85)
 
-    best, trials = choose(recipe(preset="best"), score, clips_at_six=True)
-    assert list(best.algorithms) == ["smooth_quant", "learned_rounding", "bias_correction"]
-    assert best.algorithms["learned_rounding"]["centered"]
+    start = recipe(preset="best", algorithms={"gptq": {}, "bias_correction": {}})
+    best, trials = choose(start, score, clips_at_six=True)
+    assert list(best.algorithms) == ["smooth_quant", "qronos", "bias_correction"]
+    assert best.algorithms["qronos"]["centered"]
     assert best.activations.factor == 0.8
     assert not best.search
     assert not best.relu6_to_relu
     assert [t.change for t in trials if t.kept] == [
         "start",
         "smooth_quant",
-        "learned_rounding",
+        "qronos",
         "activations.factor 0.8",
     ]
     assert [t.change for t in trials if t.change.endswith("relu6_to_relu")]
@@ -59,14 +59,25 @@ def test_a_search_without_better_candidates_keeps_the_start() -> None:
     assert sum(t.kept for t in trials) == 1
 
 
-@pytest.mark.parametrize(("images", "expected"), [(4, 3), (8, 6), (256, 192)])
-def test_a_quarter_of_the_images_compares(images: int, expected: int) -> None:
-    assert calibrating_images(images) == expected
+@pytest.mark.parametrize(
+    ("images", "size", "expected"),
+    [
+        (4, 28, (3, 1)),
+        (256, 28, (192, 64)),
+        (128, 224, (96, 32)),
+        (256, 224, (96, 64)),
+        (256, 4096, (1, 64)),
+    ],
+)
+def test_a_quarter_of_the_images_compares(
+    images: int, size: int, expected: tuple[int, int]
+) -> None:
+    assert divided(images, (3, size, size)) == expected
 
 
 def test_too_few_images_are_refused() -> None:
     with pytest.raises(CalibrationError, match="needs at least 4, got 3"):
-        calibrating_images(3)
+        divided(3, (1, 28, 28))
 
 
 def test_presets_stand_for_algorithms_and_yield_to_what_is_said() -> None:
