@@ -17,6 +17,7 @@ from lutwise.errors import ConfigError
 from lutwise.export.report import write_run_report
 from lutwise.files import locked, read_json
 from lutwise.job import Job, load_job
+from lutwise.machine import use_threads
 from lutwise.pipeline import Result
 from lutwise.pipeline import run as run_job
 from lutwise.planning import run_effort
@@ -47,7 +48,7 @@ def _threads(options: Options) -> int:
 def _load(options: Options, calib_images: int, seed: int) -> Job:
     """Load model and images; a module-level function, so that worker processes can."""
     threads = _threads(options)
-    torch.set_num_threads(threads)
+    use_threads(threads)
     model = load_model(options["model"], arch=options["arch"], trust_code=options["trust_code"])
     return load_job(
         model,

@@ -8,14 +8,13 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Final, Protocol
 
-import torch
-
 from lutwise.cost_models.estimate import NetworkCost
 from lutwise.errors import ConfigError, LutwiseError
 from lutwise.export.points import Family, Point, SweepResult
 from lutwise.export.report import write_run_report
 from lutwise.files import write_atomic
 from lutwise.job import Job
+from lutwise.machine import use_threads
 from lutwise.pipeline import Result, run
 from lutwise.quant.formats import IntFormat
 from lutwise.reporting import SWEEP_FILE, draw_sweep, estimate_of, run_summary
@@ -146,7 +145,7 @@ def _work(load: Callable[[], Job], out: Path, point: SpacePoint) -> Result:
     with busy():
         if _JOB is None:
             _JOB = load()
-            torch.set_num_threads(_JOB.threads)
+            use_threads(_JOB.threads)
         return _run_point(_JOB, point, out, silent_points)
 
 

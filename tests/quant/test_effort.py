@@ -113,6 +113,7 @@ RESERVE = 64 << 20
 WATCHED = """
 import json, sys, threading, time
 import torch
+from lutwise.machine import use_threads
 from lutwise.quant.effort import estimate_effort
 from lutwise.quant.quantize import prepare
 from lutwise.quant.work import TYPICAL
@@ -128,7 +129,7 @@ def watch():
         peaks.append(anonymous())
         time.sleep(0.002)
 
-torch.set_num_threads(1)
+use_threads(1)  # as the command does
 settings = recipe(json.loads(sys.argv[1]), **{"calibration.memory_gib": float(sys.argv[2])})
 prepared = prepare(wide(64), (3, 32, 32), settings, name="wide")
 run(prepared, torch.randn(2, 3, 32, 32), recipe({}))  # whatever is loaded late is there now
