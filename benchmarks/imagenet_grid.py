@@ -41,10 +41,12 @@ from lutwise.quant.search import choose, clips_at_six, divergence, divided
 from lutwise.workspace import code_digest, to_json
 
 NETS: Final = ("efficientnet_lite0", "squeezenet1_1")
+_AS_IT_IS: Final = {"equalize_iterations": 0, "relu6_to_relu": False}
 BREVITAS: Final[Mapping[str, Mapping[str, Any]]] = {
     "brevitas": {"gptq": True},
-    "brevitas_plain": {"gptq": True, "equalize_iterations": 0},
-    "brevitas_qronos": {"qronos": True, "equalize_iterations": 0},
+    "brevitas_plain": {"gptq": True, **_AS_IT_IS},
+    "brevitas_qronos": {"qronos": True, **_AS_IT_IS},
+    "brevitas_qronos_equalized": {"qronos": True},
 }
 """Its flow with and without cross-layer equalization, each a tool of its own."""
 OURS: Final = ("fast", "balanced", "best")

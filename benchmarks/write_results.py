@@ -183,8 +183,8 @@ def grid_section(data: dict[str, Any]) -> str:
         "of weights per channel; the same images as above. Cells are top-1 (%) · SQNR of the "
         "logits (dB); `best` has its 95 % Wilson interval and its agreement with the float "
         "model's answers (%). Brevitas: least-squared-error ranges, "
-        "Qronos (`q`) or GPTQ (`g`; `ge` with cross-layer equalization) with columns by "
-        "activity, bias correction; where several were measured the most accurate one counts, "
+        "Qronos (`q`) or GPTQ (`g`) with columns by activity, with cross-layer equalization where "
+        "an `e` says so, bias correction; where several were measured the most accurate counts, "
         "as these very images say. The last column is the paired bootstrap of `best` less "
         "Brevitas, in points. Behind a ReLU, activations are unsigned in both tools for integers "
         "and in lutwise for minifloats, which Brevitas does not have.\n\n"
@@ -207,7 +207,12 @@ def grid_section(data: dict[str, Any]) -> str:
 GRID_HEADS = (
     "formats", "fast", "balanced", "best", "agreement", "Brevitas", "best less Brevitas",
 )  # fmt: skip
-FLOWS = {"brevitas": "ge", "brevitas_plain": "g", "brevitas_qronos": "q"}
+FLOWS = {
+    "brevitas": "ge",
+    "brevitas_plain": "g",
+    "brevitas_qronos": "q",
+    "brevitas_qronos_equalized": "qe",
+}
 
 
 def grid_row(weights: str, activations: str, found: dict[str, dict[str, Any]]) -> tuple[str, ...]:

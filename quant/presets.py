@@ -18,7 +18,7 @@ class Preset(StrEnum):
     """Weights rounded so that they make up for the errors of the layers before."""
 
     BEST = "best"
-    """Several combinations, of which the calibration images decide: about ten times as long."""
+    """Several combinations, of which the calibration images decide: four to nine times as long."""
 
 
 # Nothing is equalized here: weights have a scale per channel anyway, and moving their unevenness
