@@ -98,6 +98,7 @@ class GraphBuilder:
         dtype: npt.DTypeLike | None = None,
         domain: str = "",
         attributes: Mapping[str, Attribute] | None = None,
+        batched: bool | None = None,
     ) -> Value:
         """Add a node with one output.
 
@@ -109,13 +110,14 @@ class GraphBuilder:
             dtype: Of the output; that of the first input where left out.
             domain: Of the operator.
             attributes: Of the operator.
+            batched: Whether the output has a batch axis; where any input has one if left out.
         """
         first = inputs[0]
         value = Value(
             name=output if output in self._reserved else self._fresh(output),
             shape=first.shape if shape is None else shape,
             dtype=first.dtype if dtype is None else np.dtype(dtype),
-            batched=any(i.batched for i in inputs),
+            batched=any(i.batched for i in inputs) if batched is None else batched,
         )
         names = [i.name for i in inputs]
         node = helper.make_node(op, names, [value.name], name=f"{value.name}/{op}", domain=domain)
@@ -123,6 +125,25 @@ class GraphBuilder:
             node.attribute.append(helper.make_attribute(key, content))
         self._nodes.append(node)
         return self._declare(value)
+
+    def repeated(self, array: npt.NDArray[np.generic], like: Value, output: str) -> Value:
+        """Add a constant, whose first axis has length one, once for each image.
+
+        Args:
+            array: The constant.
+            like: A tensor with a batch axis.
+            output: Wanted name of the tensor made.
+        """
+        images = self.node(
+            "Shape", [like], f"{output}/images", shape=(1,), dtype=np.int64,
+            attributes={"start": 0, "end": 1}, batched=False,
+        )  # fmt: skip
+        rest = self.constant(f"{output}/rest", np.array(array.shape[1:]))
+        shape = self.node(
+            "Concat", [images, rest], f"{output}/shape", shape=(array.ndim,), attributes={"axis": 0}
+        )
+        value = self.constant(f"{output}/value", array)
+        return self.node("Expand", [value, shape], output, shape=array.shape[1:], batched=True)
 
     def cast(self, x: Value, dtype: npt.DTypeLike, output: str) -> Value:
         """Convert to another type; no node where it is the same."""

@@ -16,6 +16,7 @@ from lutwise.errors import ExportError
 from lutwise.export.functions import with_functions
 from lutwise.export.graph import GraphBuilder, Value
 from lutwise.export.layers import FLOAT32_BITS, FLOAT64_BITS, emit_layer, emit_pad, emit_taps
+from lutwise.export.operators import emit_operator
 from lutwise.export.quantizers import (
     check_format,
     emit_clamp,
@@ -34,6 +35,7 @@ from lutwise.quant.network import (
     Linear,
     Network,
     Node,
+    Operator,
     Pad,
     Pool,
     Quantize,
@@ -141,6 +143,8 @@ def _emit(b: GraphBuilder, network: Network, node: Node, convolution: Convolutio
         case Clamp():
             x = b.value(node.input)
             return emit_clamp(b, x, node.low, node.high, node.name, node.output)
+        case Operator():
+            return emit_operator(b, network, node)
 
 
 def _is_wide(node: Conv | Linear, convolution: ConvolutionForm) -> bool:

@@ -29,12 +29,14 @@ from lutwise.quant.network import (
     Linear,
     Network,
     Node,
+    Operator,
     Pad,
     Pool,
     Quantize,
     Requantizer,
 )
 from lutwise.quant.network import Tensor as TensorSpec
+from lutwise.quant.operators import apply
 
 __all__ = ["Statistics", "execute", "trace"]
 
@@ -138,6 +140,11 @@ def _run(
             return F.pad(x, (left, right, top, bottom))
         case Clamp():
             return x.clamp(node.low, node.high)
+        case Operator():
+            operands = [
+                held[o] if isinstance(o, str) else torch.from_numpy(o) for o in node.operands
+            ]
+            return apply(node.operation, operands, node.attributes)
 
 
 def _storage(fmt: Format) -> torch.dtype:

@@ -10,7 +10,8 @@ from torch import fx, nn
 from lutwise.errors import UnsupportedLayerError
 from lutwise.quant.accumulator import accumulator_for
 from lutwise.quant.formats import Format
-from lutwise.quant.graph import Kind, operation_of, window
+from lutwise.quant.graph import Kind, window
+from lutwise.quant.lower_operators import OperatorLowering
 from lutwise.quant.network import (
     Add,
     Clamp,
@@ -20,6 +21,7 @@ from lutwise.quant.network import (
     Linear,
     Network,
     Node,
+    Operator,
     Pad,
     Pool,
     Quantize,
@@ -55,6 +57,7 @@ class _Lowering:
         self._nodes: list[Node] = []
         self._tensors: dict[str, Tensor] = {}
         self._holder: dict[str, str] = {}  # tensor that holds a graph node's output
+        self._operators = OperatorLowering(model.prepared, self._emit, self._holder)
 
     def run(self) -> Network:
         input_name = output_name = ""
@@ -81,7 +84,7 @@ class _Lowering:
         match kind:
             case Kind.LAYER:
                 self._layer(node)
-            case Kind.ADD:
+            case Kind.ADD if all(n.name in self._holder for n in node.all_input_nodes):
                 self._add(node)
             case Kind.AVERAGE | Kind.MAXIMUM:
                 self._pool(node, kind is Kind.MAXIMUM)
@@ -90,11 +93,11 @@ class _Lowering:
             case Kind.CONCAT | Kind.FLATTEN | Kind.PAD:
                 self._rearrange(node, kind)
             case _:
-                prepared = self._model.prepared
-                raise UnsupportedLayerError(
-                    f"{prepared.name}: node {node.name!r} ({operation_of(prepared, node)}) runs in "
-                    "torch, but there is no form of it for export, costs and RTL yet"
-                )
+                self._operators.lower(node)
+
+    def _emit(self, made: Operator, shape: tuple[int, ...]) -> None:
+        self._tensors[made.output] = Tensor(name=made.output, shape=shape)
+        self._nodes.append(made)
 
     # ------------------------------------------------------------------ helpers
 
@@ -119,7 +122,13 @@ class _Lowering:
         return tensor.name
 
     def _source(self, node: fx.Node, index: int = 0) -> Tensor:
-        return self._tensors[self._holder[node.all_input_nodes[index].name]]
+        source = node.all_input_nodes[index].name
+        if source not in self._holder:
+            raise UnsupportedLayerError(
+                f"{self._model.prepared.name}: node {node.name!r} reads {source!r}, whose first "
+                "axis is not the batch; there is no form of it for export, costs and RTL"
+            )
+        return self._tensors[self._holder[source]]
 
     def _completed(self, node: fx.Node) -> tuple[fx.Node, tuple[float, float]]:
         """Return the node whose output is quantized, and the clamp on the way there."""

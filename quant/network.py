@@ -22,6 +22,7 @@ import numpy.typing as npt
 from lutwise.errors import FormatError
 from lutwise.quant.formats import Format
 from lutwise.quant.numerics import decode
+from lutwise.quant.operation import Operation
 
 __all__ = [
     "MULTIPLIER_BITS",
@@ -34,6 +35,7 @@ __all__ = [
     "Linear",
     "Network",
     "Node",
+    "Operator",
     "Pad",
     "Pool",
     "Quantize",
@@ -296,7 +298,33 @@ class Clamp:
         return (self.input,)
 
 
-Node: TypeAlias = Quantize | Conv | Linear | Add | Pool | Concat | Flatten | Pad | Clamp
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Operator:
+    """An operation on float32 tensors that stays in float (``layerwise`` networks only).
+
+    Its result is that of float64 arithmetic, rounded to float32 once.
+
+    Args:
+        name: Of the node in the model.
+        operation: What it does.
+        operands: Names of tensors, and float32 constants, in the order of the operation.
+        output: Name of the output tensor.
+        attributes: As the operation wants them.
+    """
+
+    name: str
+    operation: Operation
+    operands: tuple[str | npt.NDArray[np.float32], ...]
+    output: str
+    attributes: Mapping[str, int | float | tuple[int, ...]]
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the tensors read."""
+        return tuple(operand for operand in self.operands if isinstance(operand, str))
+
+
+Node: TypeAlias = Quantize | Conv | Linear | Add | Pool | Concat | Flatten | Pad | Clamp | Operator
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
