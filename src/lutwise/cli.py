@@ -145,7 +145,7 @@ def _synth(**options: Any) -> None:
 @click.option("--simd", type=click.IntRange(1), default=8, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def _estimate(**options: Any) -> None:
-    """Price the layers of a finished RUN with another folding."""
+    """Price the layers of a finished RUN, or of a QONNX file, with a folding."""
     from lutwise import commands
 
     _print(commands.estimate_run(options), options["as_json"])

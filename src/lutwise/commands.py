@@ -14,6 +14,7 @@ import torch
 from lutwise.cost_models.estimate import Folding, estimate
 from lutwise.cost_models.from_network import layer_shapes, shapes_from_json
 from lutwise.errors import ConfigError
+from lutwise.export.reader import load_qonnx, read_layers
 from lutwise.export.report import write_run_report
 from lutwise.files import locked, read_json
 from lutwise.job import Job, load_job
@@ -238,7 +239,11 @@ def synth(options: Options) -> dict[str, Any]:
 
 def estimate_run(options: Options) -> dict[str, Any]:
     """Do ``quantize estimate``."""
-    layers = read_json(options["run"] / "cost.json", shapes_from_json, command="run")
+    path: Path = options["run"]
+    if path.suffix in (".onnx", ".qonnx") and not path.is_dir():
+        layers = read_layers(load_qonnx(path))
+    else:
+        layers = read_json(path / "cost.json", shapes_from_json, command="run")
     return estimate(layers, Folding(pe=options["pe"], simd=options["simd"])).to_json()
 
 

@@ -74,6 +74,8 @@ def test_run_writes_what_it_says(tmp_path: Path) -> None:
     assert priced.returncode == 0, priced.stderr
     luts = json.loads(priced.stdout)["total"]["folded"]["luts"]
     assert 0 < luts < result["luts_folded"]["dot_products"]
+    read = quantize("estimate", out / "model.qonnx", "--pe", 1, "--simd", 1, "--json")
+    assert read.stdout == priced.stdout
 
 
 def test_run_names_the_layer_that_dominates(tmp_path: Path) -> None:
