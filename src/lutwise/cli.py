@@ -151,6 +151,33 @@ def _estimate(**options: Any) -> None:
     _print(commands.estimate_run(options), options["as_json"])
 
 
+@cli.command("check")
+@click.argument("first")
+@click.argument("second", required=False)
+@click.option("--data", help="Images, as for run; random numbers if left out.")
+@click.option("--images", type=click.IntRange(1), default=64, show_default=True, help="At most.")
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(0),
+    default=0.0,
+    show_default=True,
+    help="Absolute difference that counts as none.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def _check(**options: Any) -> None:
+    """Run two QONNX files and name the first tensor that differs.
+
+    FIRST and SECOND are files, or qonnx:FILE and onnxruntime:FILE. With FIRST alone qonnx and
+    ONNX Runtime run that file. Exit code 1 says that the outputs differ.
+    """
+    from lutwise import commands
+
+    found = commands.check(options)
+    _print(found, options["as_json"])
+    if found["output"]:
+        sys.exit(1)
+
+
 @cli.command("report")
 @click.argument("directory", type=click.Path(path_type=Path))
 def _report(directory: Path) -> None:

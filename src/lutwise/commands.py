@@ -6,16 +6,21 @@ import importlib.util
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from lutwise.cost_models.estimate import Folding, estimate
 from lutwise.cost_models.from_network import layer_shapes, shapes_from_json
 from lutwise.errors import ConfigError
+from lutwise.export.check import check as run_check
+from lutwise.export.check import input_of, runnable
 from lutwise.export.reader import load_qonnx, read_layers
 from lutwise.export.report import write_run_report
+from lutwise.export.run import Executor
 from lutwise.files import locked, read_json
 from lutwise.job import Job, load_job
 from lutwise.machine import use_threads
@@ -23,6 +28,7 @@ from lutwise.pipeline import Result
 from lutwise.pipeline import run as run_job
 from lutwise.planning import run_effort
 from lutwise.quant.algorithms import list_algorithms
+from lutwise.quant.data import Split, load_data
 from lutwise.quant.formats import parse_element, parse_weight
 from lutwise.quant.lower import lower
 from lutwise.quant.models import load_model, zoo_names
@@ -34,7 +40,7 @@ from lutwise.space import load_space
 from lutwise.sweep import sweep as run_sweep
 from lutwise.workspace import Steps, tool_versions
 
-__all__ = ["doctor", "estimate_run", "for_people", "report", "run", "sweep", "synth"]
+__all__ = ["check", "doctor", "estimate_run", "for_people", "report", "run", "sweep", "synth"]
 
 Options = Mapping[str, Any]
 
@@ -245,6 +251,29 @@ def estimate_run(options: Options) -> dict[str, Any]:
     else:
         layers = read_json(path / "cost.json", shapes_from_json, command="run")
     return estimate(layers, Folding(pe=options["pe"], simd=options["simd"])).to_json()
+
+
+def check(options: Options) -> dict[str, Any]:
+    """Do ``quantize check``."""
+    first = runnable(options["first"], Executor.QONNX)
+    other = Executor.QONNX if first.executor is Executor.ONNXRUNTIME else Executor.ONNXRUNTIME
+    second = runnable(options["second"] or str(first.path), other)
+    shape = input_of(first.model)
+    if options["data"] is None:
+        name = "normally distributed numbers, seed 0"
+        generator = np.random.default_rng(0)
+        images = generator.standard_normal((options["images"], *shape)).astype(np.float32)
+    else:
+        split = Split.EVAL if options["data"].startswith("zoo/") else None
+        data = load_data(options["data"], None, shape, split=split, limit=options["images"])
+        name, images = data.name, data.images
+    found = run_check(first, second, images, tolerance=options["tolerance"])
+    return {
+        "first": str(first),
+        "second": str(second),
+        "data": name,
+        **asdict(found),
+    }
 
 
 def report(directory: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from PIL import Image
@@ -371,7 +372,7 @@ def test_dry_run_counts_the_candidates_of_a_search() -> None:
     models = int(ranges.removeprefix("find ranges, ").removesuffix(" models"))
     assert models >= 6
     assert best[ranges] > 0.4 * models * once["find ranges"]
-    assert best[f"learned_rounding, {models} models"] > 0
+    assert best[f"norm_reestimation, {models} models"] > 0
     assert best[f"qronos, {models} models"] > once["qronos"]
 
 
@@ -380,6 +381,33 @@ def test_doctor_names_the_tools() -> None:
     assert "torch" in found["versions"]
     assert "equalize" in found["algorithms"]
     assert "zoo/resnet8" in found["zoo"]
+
+
+def test_check_says_where_files_differ(tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("a.onnx", "b.onnx")]
+    for path, value in zip(paths, (1.0, 2.0), strict=True):
+        x, y = (
+            onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, ["N", 3]) for n in "xy"
+        )
+        constant = onnx.numpy_helper.from_array(np.float32(value), "c")
+        nodes = [
+            onnx.helper.make_node("Relu", ["x"], ["r"]),
+            onnx.helper.make_node("Add", ["r", "c"], ["y"], name="sum"),
+        ]
+        graph = onnx.helper.make_graph(nodes, "g", [x], [y], [constant])
+        opset = onnx.helper.make_opsetid("", 20)
+        onnx.save(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=10), path)
+    same = quantize("check", paths[0], "--images", 5)
+    assert same.returncode == 0, same.stderr
+    differs = quantize("check", *paths, "--images", 5, "--json")
+    assert differs.returncode == 1
+    found = json.loads(differs.stdout)
+    assert [d["tensor"] for d in found["differences"]] == ["y"]
+    assert found["output"]["differing"] == found["outputs"] == 15
+    missing = quantize("check", tmp_path / "none.onnx")
+    assert missing.returncode == 1
+    assert missing.stderr.startswith("error: ")
+    assert "none.onnx" in missing.stderr
 
 
 def test_report_and_estimate_refuse_other_folders(tmp_path: Path) -> None:
