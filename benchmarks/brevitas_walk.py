@@ -58,7 +58,8 @@ def solve_in_one_pass(mode: Any, batches: Sequence[tuple[Tensor, Tensor]]) -> No
             if node.op == "output":
                 return
             if node.op == "placeholder":
-                held[node] = floats[node] = [images for images, _ in batches]
+                held[node] = [images for images, _ in batches]
+                floats[node] = [images.clone() for images in held[node]]
                 continue
             layer = graph.get_submodule(str(node.target)) if node.op == "call_module" else None
             if layer in solvers:

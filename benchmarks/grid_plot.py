@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from benchmarks.grid_rows import theirs
 from lutwise.export.plot_style import (
     GRID,
     INK,
@@ -74,7 +75,7 @@ def _champions(rows: Sequence[Row], family: Family, *, ours: bool) -> list[Row]:
         fmt = parse_element(row["weights"])
         if isinstance(fmt, IntFormat) != (family is Family.INTEGER):
             continue
-        if row["tool"] != "best" if ours else not row["tool"].startswith("brevitas"):
+        if row["tool"] != "best" if ours else not theirs(row):
             continue
         best = found.get(fmt.bits)
         if best is None or row["accuracy"]["value"] > best["accuracy"]["value"]:

@@ -15,7 +15,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final
@@ -30,6 +30,7 @@ if not __package__:  # run as a script: the benchmarks are a package of the chec
 
 from benchmarks.brevitas_flow import BrevitasSettings, RangeKind, build, evaluate
 from benchmarks.common import circumstances, quantized, write_record
+from benchmarks.grid_rows import compared, packed
 from lutwise.files import write_atomic
 from lutwise.quant.data import Split, load_data
 from lutwise.quant.evaluate import accuracy, compare
@@ -50,7 +51,6 @@ BREVITAS: Final[Mapping[str, Mapping[str, Any]]] = {
 }
 """Its flow with and without cross-layer equalization, each a tool of its own."""
 OURS: Final = ("fast", "balanced", "best")
-RESAMPLES: Final = 10_000
 Logits = npt.NDArray[np.float32]
 
 
@@ -115,7 +115,8 @@ def searched(net: nn.Module, images: torch.Tensor, settings: Recipe) -> Recipe:
     comparing = images[len(images) - held_back :]
     reference = predict(net, comparing, batch=25)
 
-    def score(candidate: Recipe) -> float:
+    def score(change: str, candidate: Recipe) -> float:
+        del change
         model = quantized(net, images[:calibrating], candidate)
         return divergence(reference, predict(model, comparing, batch=25))
 
@@ -163,6 +164,8 @@ def measure(folder: Path, images: str, points: Sequence[Point], out: Path) -> No
         )
         reference = predict(model.module, data.evaluation, batch=25).numpy()
         for point in missing:
+            if row_file(out, point).exists():  # another process was faster
+                continue
             start = time.perf_counter()
             run = quantize_theirs if point.tool in BREVITAS else quantize_ours
             logits = run(model.module, data, point)
@@ -187,58 +190,6 @@ def row_file(out: Path, point: Point) -> Path:
     return out / f"{point.name}.json"
 
 
-def packed(right: npt.NDArray[np.bool_]) -> str:
-    """Return which images are classified rightly, eight to a byte, in hexadecimal."""
-    return np.packbits(right).tobytes().hex()
-
-
-def unpacked(row: Mapping[str, Any]) -> npt.NDArray[np.bool_]:
-    """Return which images are classified rightly, of a row."""
-    bits = np.unpackbits(np.frombuffer(bytes.fromhex(row["right"]), np.uint8))
-    return bits[: row["images"]].astype(bool)
-
-
-def bootstrap(
-    first: npt.NDArray[np.bool_], second: npt.NDArray[np.bool_], seed: int = 0
-) -> tuple[float, float]:
-    """Return the 95 % interval of the accuracy of the first less that of the second.
-
-    Paired: images are drawn with replacement, both models answer the same ones.
-
-    Args:
-        first: Which images the first classifies rightly.
-        second: Which of the same images the second does.
-        seed: Of the draws.
-    """
-    gained = first.astype(np.int64) - second
-    generator = np.random.default_rng(seed)
-    draws = generator.integers(0, len(gained), (RESAMPLES, len(gained)))
-    low, high = np.quantile(gained[draws].mean(1), (0.025, 0.975))
-    return float(low), float(high)
-
-
-def compared(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Yield rows, ours beside the best of Brevitas's on the same formats.
-
-    Which of Brevitas's is best is decided by the images that measure, in its favour.
-    """
-    for row in rows:
-        rivals = [
-            r
-            for r in rows
-            if r["tool"] in BREVITAS
-            and all(r[key] == row[key] for key in ("net", "weights", "activations"))
-        ]
-        if row["tool"] in BREVITAS or not rivals:
-            yield row
-            continue
-        rival = max(rivals, key=lambda r: (r["accuracy"]["value"], r["against_float"]["sqnr_db"]))
-        low, high = bootstrap(unpacked(row), unpacked(rival))
-        difference = row["accuracy"]["value"] - rival["accuracy"]["value"]
-        against = {"tool": rival["tool"], "difference": difference, "low": low, "high": high}
-        yield {**row, "against_brevitas": against}
-
-
 def unpack(record: Path, out: Path) -> None:
     """Keep the rows of an earlier record as if they had been measured just now."""
     for row in json.loads(record.read_bytes())["rows"]:
@@ -256,7 +207,7 @@ def collected(out: Path) -> list[dict[str, Any]]:
         tool = (*OURS, *BREVITAS).index(row["tool"])
         return row["net"], *bits, row["weights"], row["activations"], tool
 
-    rows = [json.loads(path.read_bytes()) for path in out.glob("*.json")]
+    rows = [json.loads(path.read_bytes()) for path in out.glob("*-*-*-*.json")]
     return list(compared(sorted(rows, key=place)))
 
 

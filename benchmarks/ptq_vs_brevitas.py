@@ -33,11 +33,12 @@ from benchmarks.common import circumstances, quantized
 from benchmarks.nets import resnet18_cifar
 from lutwise.quant import solvers
 from lutwise.quant.graph import PreparedModel, layer_nodes
+from lutwise.quant.keep import compute
 from lutwise.quant.presets import Preset
 from lutwise.quant.progress import silent
 from lutwise.quant.quantized import QuantizedModel, apply_layer, predict
 from lutwise.quant.recipe import Recipe, build_recipe
-from lutwise.quant.rounding import compute, round_layers
+from lutwise.quant.rounding import round_layers
 from lutwise.quant.shelf import Shelf
 from lutwise.quant.walk import walk
 

@@ -17,6 +17,7 @@ if not __package__:  # run as a script: the benchmarks are a package of the chec
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.grid_plot import grid_png
+from benchmarks.grid_rows import strongest
 
 DOCS = Path(__file__).parents[1] / "docs"
 DATA = DOCS / "results"
@@ -224,12 +225,7 @@ def grid_row(weights: str, activations: str, found: dict[str, dict[str, Any]]) -
         value = value or f"{100 * row['accuracy']['value']:.2f}"
         return f"{value} · {row['against_float']['sqnr_db']:.1f}"
 
-    best = found.get("best")
-    theirs = max(
-        (found[tool] for tool in FLOWS if tool in found),
-        key=lambda r: (r["accuracy"]["value"], r["against_float"]["sqnr_db"]),
-        default=None,
-    )
+    best, theirs = found.get("best"), strongest([found[tool] for tool in FLOWS if tool in found])
     agreement = difference = ""
     if best is not None:
         agreement = f"{100 * best['against_float']['agreement']:.1f}"

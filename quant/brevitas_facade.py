@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -80,6 +81,8 @@ def trace(model: nn.Module) -> BrevitasGraph:
             "must not branch or loop on the values or shapes of tensors, or make numbers of them; "
             "rewrite that part (sizes as constants, torch.where), or give the model as ONNX"
         ) from error
+    _untie(graph)
+    _spell_clamps_alike(graph)
     _complete_norms(graph)
     for transform in (
         TorchFunctionalToModule(),
@@ -101,6 +104,50 @@ def _check_inputs(model: nn.Module) -> None:
             f"wanted a model that runs on one tensor of images, got {type(model).__name__} with "
             f"forward{signature}: {error}; wrap it in a module that fills in the other inputs"
         ) from error
+
+
+def _spell_clamps_alike(graph: BrevitasGraph) -> None:
+    """Write the many spellings of ReLU and of clamping between numbers as Brevitas knows them."""
+    for node in cast(Any, graph).graph.nodes:
+        if node.op not in ("call_function", "call_method"):
+            continue
+        name = node.target if isinstance(node.target, str) else node.target.__name__
+        if name in ("relu", "relu_"):
+            node.op, node.target = "call_function", F.relu
+        elif name in ("clamp", "clamp_", "clip", "clip_"):
+            low, high = (
+                node.args[place] if len(node.args) > place else node.kwargs.get(key)
+                for place, key in ((1, "min"), (2, "max"))
+            )
+            if low == 0 and high is None:
+                node.op, node.target, node.args = "call_function", F.relu, node.args[:1]
+                node.kwargs = {}
+            elif isinstance(low, int | float) and isinstance(high, int | float):
+                node.op, node.target = "call_function", F.hardtanh
+                node.args, node.kwargs = (node.args[0], float(low), float(high)), {}
+    cast(Any, graph).recompile()
+
+
+def _untie(graph: BrevitasGraph) -> None:
+    """Give every call of weights that were called before a copy of its own.
+
+    What each call sees is different, and so are the scale, the rounding and the bias it gets.
+    """
+    called: set[int] = set()
+    for node in cast(Any, graph).graph.nodes:
+        if node.op != "call_module":
+            continue
+        module = graph.get_submodule(node.target)
+        if not called.isdisjoint(map(id, module.parameters())):
+            parent, _, leaf = node.target.rpartition(".")
+            home, count = graph.get_submodule(parent), 2
+            while hasattr(home, f"{leaf}_{count}"):
+                count += 1
+            module = copy.deepcopy(module)
+            home.add_module(f"{leaf}_{count}", module)
+            node.target = f"{node.target}_{count}"
+        called.update(map(id, module.parameters()))
+    cast(Any, graph).recompile()
 
 
 def _complete_norms(model: BrevitasGraph) -> None:

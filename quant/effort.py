@@ -96,7 +96,7 @@ def estimate_effort(model: PreparedModel, recipe: Recipe, images: int, speed: Sp
     """Estimate what calibrating, rounding and correcting take; nothing is run.
 
     Attention's products of activations are not counted, and neither are algorithms of the first
-    two stages, nor those registered without a demand.
+    stage, nor those registered without a demand.
 
     Args:
         model: The float model.
@@ -173,6 +173,7 @@ class _Count:
         self.batch = min(images, recipe.calibration.batch)
         self.batches = ceil(images / self.batch)
         chosen = {stage: algorithms.selected(recipe.algorithms, stage) for stage in Stage}
+        self.balancing = chosen[Stage.BALANCE]
         self.blocks = chosen[Stage.RECONSTRUCT]
         self.walking = [
             *chosen[Stage.ROUND], *chosen[Stage.RESCALE], *chosen[Stage.CORRECT],
@@ -200,7 +201,8 @@ class _Count:
         if self.rounds:
             noted = size.forward.times(2) + Work(numbers=30 * size.outputs)
             work[RUN] += noted.times(min(NOTED_IMAGES, self.images))
-        work |= {name: demand.work for name, demand in demands.items()}
+        balancing = {a.name: a.demand(size, c).work for a, c in self.balancing}
+        work = balancing | work | {name: demand.work for name, demand in demands.items()}
         return LayerEffort(
             node=node.name,
             layer=str(node.target),
@@ -227,6 +229,7 @@ class _Count:
             groups=layer_groups(layer),
             rows=rows,
             columns=columns,
+            inputs=prod(self._inputs(node)),
             outputs=prod(self.model.shapes[node.name]),
             forward=forward,
             gram=self._gram(layer, self._inputs(node), cross=False),

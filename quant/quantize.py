@@ -17,13 +17,14 @@ from lutwise.quant.algorithms.problems import Balance
 from lutwise.quant.channels import check_finite, visit
 from lutwise.quant.formats import Format, parse_element
 from lutwise.quant.graph import PreparedModel, check_supported, layer_nodes, prepare_graph
+from lutwise.quant.keep import Keep, compute
 from lutwise.quant.plan import Group, Plan, check_globs, plan_dataflow, plan_layerwise
 from lutwise.quant.progress import Tell, silent
 from lutwise.quant.quantized import QuantizedModel, QuantizedWeight, TensorQuantizer
 from lutwise.quant.ranges import SAMPLES, ScaleKind, sample, search, squared_error
 from lutwise.quant.recipe import Granularity, GraphMode, Recipe
 from lutwise.quant.reconstruct import reconstruct_blocks
-from lutwise.quant.rounding import Keep, compute, round_layers
+from lutwise.quant.rounding import round_layers
 from lutwise.quant.shelf import Shelf
 
 __all__ = ["Samples", "collect_samples", "prepare", "quantize"]
@@ -51,6 +52,8 @@ def prepare(
     *,
     name: str,
     images: torch.Tensor | None = None,
+    progress: Tell = silent,
+    keep: Keep = compute,
 ) -> PreparedModel:
     """Trace a float model, fold batch norms, and run the algorithms of the first two stages.
 
@@ -60,6 +63,8 @@ def prepare(
         recipe: What to do.
         name: For people.
         images: Calibration images, for algorithms of the stage BALANCE, shape (n, c, h, w).
+        progress: Told about each step.
+        keep: Remembers what algorithms of the stage BALANCE found.
 
     Raises:
         ModelError: NaN or infinite weights, or a wrong input shape.
@@ -69,10 +74,13 @@ def prepare(
             leaves layers in float where that cannot be.
         CalibrationError: The model makes NaN or Inf of them.
     """
+    progress("trace and prepare")
     for key, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             bad = int((~torch.isfinite(tensor)).sum())
             raise ModelError(f"{name}: {bad} of {tensor.numel()} numbers in {key!r} are not finite")
+        if key.endswith("running_var") and (tensor < 0).any():
+            raise ModelError(f"{name}: a variance is not negative, and {key!r} has some that are")
     graph = brevitas_facade.trace(model)
     if recipe.relu6_to_relu:
         graph = brevitas_facade.relu6_to_relu(graph)
@@ -95,12 +103,13 @@ def prepare(
                 f"{algorithm.name} looks at calibration images while {name} is prepared, and got "
                 "none; give `images` to prepare()"
             )
-        algorithm.run(prepared, _balance(prepared, images, recipe), config)
+        progress(algorithm.name.replace("_", " "))
+        algorithm.run(prepared, _balance(prepared, images, recipe, keep), config)
         prepared = finish(prepared.graph)  # nodes may be new
     return prepared
 
 
-def _balance(model: PreparedModel, images: torch.Tensor, recipe: Recipe) -> Balance:
+def _balance(model: PreparedModel, images: torch.Tensor, recipe: Recipe, keep: Keep) -> Balance:
     plan = _plan(model, recipe, input_nonnegative=bool(images.min() >= 0))
     by_point = {p: _group_format(group, recipe) for group in plan.groups for p in group.points}
     input_formats = {}
@@ -118,6 +127,7 @@ def _balance(model: PreparedModel, images: torch.Tensor, recipe: Recipe) -> Bala
         input_search=recipe.activations.search(),
         per_channel=recipe.weights.granularity is Granularity.CHANNEL,
         seed=recipe.seed,
+        keep=keep,
     )
 
 
@@ -192,7 +202,7 @@ def quantize(
         outputs=by_point if recipe.mode is GraphMode.DATAFLOW else {},
         layer_inputs={layer: by_point[source] for layer, source in plan.layer_sources.items()},
     )
-    _limit_bias_codes(quantized)
+    _limit_bias_codes(quantized, recipe.weights.scale)
     batches = images.split(recipe.calibration.batch)
     shelf = Shelf(round(recipe.calibration.memory_gib * 2**30))
     reconstruct_blocks(quantized, batches, recipe, keep=keep, tell=progress, shelf=shelf)
@@ -210,7 +220,7 @@ def _plan(model: PreparedModel, recipe: Recipe, *, input_nonnegative: bool) -> P
 
 
 @torch.no_grad()
-def _limit_bias_codes(model: QuantizedModel) -> None:
+def _limit_bias_codes(model: QuantizedModel, kind: ScaleKind) -> None:
     """Coarsen the weights of channels whose bias would need a wider accumulator than their sums.
 
     A channel of weights near zero gets a scale near zero, and its bias then a code of any width.
@@ -225,6 +235,8 @@ def _limit_bias_codes(model: QuantizedModel) -> None:
         largest_sum = weight.values[0].numel() * weight.format.max_value * source.format.max_value
         magnitude = bias.abs() if len(weight.scales) > 1 else bias.abs().amax(0, keepdim=True)
         least = (magnitude.double() / (source.scale * largest_sum)).float()
+        if kind is ScaleKind.POWER_OF_TWO:
+            least = torch.where(least > 0, torch.exp2(torch.ceil(torch.log2(least))), least)
         raised = torch.maximum(weight.scales, least)
         if torch.equal(raised, weight.scales):
             continue

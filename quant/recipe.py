@@ -116,9 +116,9 @@ class Calibration(_Model):
     Activations beyond ``memory_gib`` are kept in files.
     """
 
-    images: int = Field(256, ge=1)
-    batch: int = Field(64, ge=1)
-    memory_gib: float = Field(4.0, ge=0)
+    images: int = Field(256, ge=1, lt=1 << 31)
+    batch: int = Field(64, ge=1, lt=1 << 31)
+    memory_gib: float = Field(4.0, ge=0, lt=1 << 20)
 
 
 class Override(_Model):
@@ -127,6 +127,12 @@ class Override(_Model):
     layers: str
     weights: FormatName | None = None
     activations: FormatName | None = None
+
+    @model_validator(mode="after")
+    def _changes_something(self) -> Self:
+        if self.weights is None and self.activations is None:
+            raise ValueError("an override gives a format for `weights`, `activations`, or both")
+        return self
 
 
 class Recipe(_Model):
@@ -182,7 +188,8 @@ class Recipe(_Model):
             if all(isinstance(value, Mapping) for value in settings.values()):
                 return settings
         raise ValueError(
-            "wanted a name, a list of names ([] for none), or a mapping of names to their settings"
+            "wanted a name, a list of names, each once ([] for none), or a mapping of names to "
+            "their settings"
         )
 
     @model_validator(mode="after")
@@ -192,6 +199,11 @@ class Recipe(_Model):
         except ConfigError as error:
             raise ValueError(str(error)) from error
         object.__setattr__(self, "algorithms", resolved)
+        if "norm_reestimation" in resolved and self.weights.scale is ScaleKind.POWER_OF_TWO:
+            raise ValueError(
+                "norm_reestimation multiplies the scales of weights, which then are no powers of "
+                "two; set weights.scale to float32, or leave norm_reestimation out"
+            )
         return self
 
     def weight_format(self, layer: str, *, first: bool, last: bool) -> Format:
@@ -303,6 +315,8 @@ def _by_name(given: Any) -> Any:
     """Return a name, or names, as a mapping to no settings, and anything else as it is."""
     names = [given] if isinstance(given, str) else given
     if isinstance(names, list | tuple) and all(isinstance(name, str) for name in names):
+        if len(set(names)) < len(names):
+            return given  # validation refuses it
         return {name: {} for name in names}
     return given
 
@@ -316,5 +330,6 @@ def _explain(error: ValidationError, where: str) -> str:
             message = f"unknown key; known are {', '.join(Recipe.model_fields)}"
             if len(item["loc"]) > 1:
                 message = "unknown key"
-        lines.append(f"{place}: {message} (got {item['input']!r})")
+        got = f" (got {item['input']!r})" if item["loc"] else ""  # not the whole recipe
+        lines.append(f"{place}: {message}{got}")
     return f"{where} is not valid: " + "; ".join(lines)

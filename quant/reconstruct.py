@@ -15,6 +15,7 @@ from lutwise.quant.blocks import Block, find_blocks
 from lutwise.quant.effort import shares_before
 from lutwise.quant.evaluate import sqnr_db
 from lutwise.quant.graph import Kind, PreparedModel
+from lutwise.quant.keep import Keep, Tensors
 from lutwise.quant.progress import Tell
 from lutwise.quant.quantized import (
     QuantizedModel,
@@ -24,7 +25,7 @@ from lutwise.quant.quantized import (
     call_node,
 )
 from lutwise.quant.recipe import Recipe
-from lutwise.quant.rounding import Keep, Tensors, layer_problem
+from lutwise.quant.rounding import layer_problem
 from lutwise.quant.shelf import Shelf
 
 __all__ = ["reconstruct_blocks"]

@@ -1,40 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """Round and correct the layers of a quantized model, one after another, in one walk."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import fx, nn
 
+from lutwise.errors import CalibrationError
 from lutwise.quant import algorithms
 from lutwise.quant.algorithms import Algorithm, Stage
 from lutwise.quant.algorithms.problems import Correction, LayerOutputs, LayerProblem
 from lutwise.quant.effort import NOTED_IMAGES, RUN, shares_before
 from lutwise.quant.evaluate import sqnr_db
+from lutwise.quant.keep import Keep, Tensors
 from lutwise.quant.progress import Tell
 from lutwise.quant.quantized import QuantizedModel, QuantizedWeight, apply_layer
 from lutwise.quant.recipe import Recipe
 from lutwise.quant.shelf import Shelf
 from lutwise.quant.walk import Step, walk
 
-__all__ = ["Keep", "Tensors", "compute", "layer_problem", "round_layers"]
-
-Tensors = dict[str, torch.Tensor]
-
-
-class Keep(Protocol):
-    """Something that remembers finished work."""
-
-    def __call__(self, name: str, work: Callable[[], Tensors]) -> Tensors:
-        """Return what the work gave in an earlier run, or do it now."""
-        ...
-
-
-def compute(name: str, work: Callable[[], Tensors]) -> Tensors:
-    """Do the work; the `Keep` that remembers nothing."""
-    return work()
+__all__ = ["layer_problem", "round_layers"]
 
 
 def layer_problem(
@@ -121,7 +108,10 @@ class _Layer:
         before = problem.start
 
         def work() -> Tensors:
-            weight = algorithm.run(problem, config)
+            try:
+                weight = algorithm.run(problem, config)
+            except CalibrationError as error:
+                raise CalibrationError(f"layer {problem.name!r}: {error}") from error
             return {"values": weight.values.float(), "scales": weight.scales}
 
         found = self.keep(f"{algorithm.name}-{node.name}", work)

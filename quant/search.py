@@ -14,10 +14,11 @@ import torch
 from torch import nn
 
 from lutwise.errors import CalibrationError
+from lutwise.quant import brevitas_facade
 from lutwise.quant.ranges import RangeMethod, ScaleKind
-from lutwise.quant.recipe import Recipe, build_recipe
+from lutwise.quant.recipe import Granularity, Recipe, build_recipe
 
-__all__ = ["Trial", "choose", "clips_at_six", "divergence", "divided"]
+__all__ = ["NOTHING", "Trial", "choose", "clips_at_six", "divergence", "divided"]
 
 _HELD_BACK: Final = 0.25
 """Share of the calibration images that compare candidates."""
@@ -26,8 +27,12 @@ _CALIBRATING_PIXELS: Final = 96 * 224 * 224
 """Pixels of the images that calibrate a candidate, at most. More hardly change which candidate is
 best, and the search's time is theirs; the chosen recipe is calibrated with all images."""
 
-Score = Callable[[Recipe], float]
-"""Quantizes by a recipe and returns the divergence of the images that compare."""
+NOTHING: Final = 1e30
+"""Divergence of a candidate that gives no outputs to compare."""
+
+Score = Callable[[str, Recipe], float]
+"""Quantizes by a recipe, which is given with its change for people, and returns the divergence of
+the images that compare."""
 
 Changes = Mapping[str, Any]
 
@@ -50,12 +55,18 @@ class Trial:
 def divergence(reference: torch.Tensor, logits: torch.Tensor) -> float:
     """Return the mean Kullback-Leibler divergence of class probabilities from the float model's.
 
+    Of models with a single output, the mean squared error; `NOTHING` where that is no number.
+
     Args:
         reference: The float model's logits, shape (n, classes).
         logits: The quantized model's.
     """
-    wanted, found = (t.double().log_softmax(-1) for t in (reference, logits))
-    return float((wanted.exp() * (wanted - found)).sum(-1).mean())
+    if reference.shape[-1] == 1:
+        found = float((reference.double() - logits).square().mean())
+    else:
+        wanted, got = (t.double().log_softmax(-1) for t in (reference, logits))
+        found = float((wanted.exp() * (wanted - got)).sum(-1).mean())
+    return found if math.isfinite(found) else NOTHING
 
 
 def divided(images: int, shape: Sequence[int]) -> tuple[int, int]:
@@ -79,8 +90,9 @@ def divided(images: int, shape: Sequence[int]) -> tuple[int, int]:
 
 
 def clips_at_six(model: nn.Module) -> bool:
-    """Return whether a model has ReLU6."""
-    return any(isinstance(module, nn.ReLU6) for module in model.modules())
+    """Return whether a model has ReLU6, as a module or a function."""
+    graph = brevitas_facade.trace(model)  # which makes modules of functions
+    return any(isinstance(module, nn.ReLU6) for module in graph.modules())
 
 
 def choose(recipe: Recipe, score: Score, *, clips_at_six: bool) -> tuple[Recipe, tuple[Trial, ...]]:
@@ -99,7 +111,7 @@ def choose(recipe: Recipe, score: Score, *, clips_at_six: bool) -> tuple[Recipe,
         The recipe, with ``search`` off, and what was tried, in order.
     """
     best = recipe.model_copy(update={"search": False})
-    least = score(best)
+    least = score("start", best)
     trials = [Trial(change="start", divergence=least, kept=True)]
     for stage in (_preparation, _rounding, _correction, _ranges):
         winner = best
@@ -107,7 +119,10 @@ def choose(recipe: Recipe, score: Score, *, clips_at_six: bool) -> tuple[Recipe,
             candidate = build_recipe(
                 best.model_dump(mode="json"), changes=changes, where="a candidate of the search"
             )
-            found = score(candidate)
+            try:
+                found = score(change, candidate)
+            except CalibrationError:  # that one cannot be; the others may
+                found = NOTHING
             trials.append(Trial(change=change, divergence=found, kept=found < least))
             if found < least:
                 winner, least = candidate, found
@@ -125,7 +140,8 @@ def _with(recipe: Recipe, without: set[str], **more: Mapping[str, Any]) -> Chang
 
 def _preparation(recipe: Recipe, clips_at_six: bool) -> Options:
     if _PREPARATION & set(recipe.algorithms):
-        return [("without " + " and ".join(sorted(_PREPARATION)), _with(recipe, _PREPARATION))]
+        present = sorted(_PREPARATION & set(recipe.algorithms))
+        return [("without " + " and ".join(present), _with(recipe, _PREPARATION))]
     options: list[tuple[str, Changes]] = [
         ("equalize", _with(recipe, set(), equalize={})),
         ("smooth_quant", _with(recipe, set(), smooth_quant={})),
@@ -151,7 +167,9 @@ def _rounding(recipe: Recipe, clips_at_six: bool) -> Options:
 
 def _correction(recipe: Recipe, clips_at_six: bool) -> Options:
     del clips_at_six
-    if "norm_reestimation" in recipe.algorithms or recipe.weights.granularity != "channel":
+    weights = recipe.weights
+    free = weights.granularity is Granularity.CHANNEL and weights.scale is ScaleKind.FLOAT32
+    if "norm_reestimation" in recipe.algorithms or not free:
         return []
     return [("norm_reestimation", _with(recipe, set(), norm_reestimation={}))]
 

@@ -285,7 +285,8 @@ def _damped_factor(flipped: torch.Tensor, damping: float) -> tuple[torch.Tensor,
         used = max(used * 10, 1e-4)
     raise CalibrationError(
         "the inputs' second moments have no Cholesky factor, damped up to "
-        f"{used / 10:g} times their mean; are there NaN or infinite activations?"
+        f"{used / 10:g} times their mean; their largest entry is {power.max().item():g}. Look for "
+        "weights or images far larger than usual: sums of squares go up to 3e38"
     )
 
 

@@ -123,6 +123,7 @@ class LayerSize:
         groups: Independent groups of inputs and outputs.
         rows: Outputs per group.
         columns: Length of a dot product, n.
+        inputs: Numbers that go in, per image.
         outputs: Numbers that come out, per image.
         forward: Of the layer and what follows up to the next one, per image.
         gram: Of the inputs' second moments (`lutwise.quant.gram`), all images.
@@ -133,6 +134,7 @@ class LayerSize:
     groups: int
     rows: int
     columns: int
+    inputs: int
     outputs: int
     forward: Work
     gram: Work

@@ -11,6 +11,7 @@ from torch import nn
 
 from lutwise.quant.formats import Format
 from lutwise.quant.gram import Layer, columns, gram, mean_patch, weight_of
+from lutwise.quant.keep import Keep, compute
 from lutwise.quant.quantized import QuantizedWeight
 from lutwise.quant.ranges import RangeSearch
 
@@ -33,6 +34,7 @@ class Balance:
         input_search: How scales of activations are found.
         per_channel: Each output channel's weights have a scale of their own.
         seed: Of the choice of numbers.
+        keep: Remembers what was found.
     """
 
     batches: Sequence[torch.Tensor]
@@ -43,6 +45,7 @@ class Balance:
     input_search: RangeSearch
     per_channel: bool
     seed: int
+    keep: Keep = compute
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

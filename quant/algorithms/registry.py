@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The registry of algorithms. The order of stages, then of registration, is the order of work."""
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from enum import IntEnum, StrEnum
+from math import isfinite
 from typing import Any, Final, TypeVar
 
 from lutwise.errors import ConfigError
@@ -177,6 +179,10 @@ def _typed(where: str, wanted: type[Any], value: Any) -> Any:
         if value in list(wanted):
             return wanted(value)
         raise ConfigError(f"{where} is one of {', '.join(wanted)}, got {value!r}")
-    if type(value) is not wanted and not (wanted is float and type(value) is int):
-        raise ConfigError(f"{where} is {wanted.__name__}, got {value!r} ({type(value).__name__})")
+    if wanted is float and type(value) in (int, str):  # YAML 1.1 takes 1e-3 for a word
+        with contextlib.suppress(ValueError, OverflowError):
+            value = float(value)
+    if type(value) is not wanted or (wanted is float and not isfinite(value)):
+        kind = "a finite float" if wanted is float else wanted.__name__
+        raise ConfigError(f"{where} is {kind}, got {value!r} ({type(value).__name__})")
     return value

@@ -18,6 +18,8 @@ from lutwise.quant.gram import Layer, layer_groups
 from lutwise.quant.graph import PreparedModel
 from lutwise.quant.plan import is_image
 from lutwise.quant.quantized import apply_layer
+from lutwise.quant.ranges import RangeSearch, thresholds_tried
+from lutwise.quant.work import Demand, LayerSize, Work
 
 __all__ = ["SmoothQuantConfig", "smooth_quant", "smoothing_scales"]
 
@@ -60,7 +62,24 @@ class SmoothQuantConfig:
             )
 
 
-@register("smooth_quant", Stage.BALANCE, SmoothQuantConfig)
+def _demand(size: LayerSize, config: SmoothQuantConfig) -> Demand:
+    looked = min(config.images, size.images)
+    work = size.forward.times(looked) + Work(numbers=4 * size.inputs * looked)
+    if config.search:
+        images = min(_SEARCHED_IMAGES, size.images)
+        numbers = min(_SEARCHED_NUMBERS, size.inputs * images)
+        rows = min(_SEARCHED_ROWS, size.groups * size.rows)
+        weights = rows * size.weights // (size.groups * size.rows)
+        tried = Work(
+            numbers=10 * thresholds_tried(RangeSearch()) * (numbers + weights)
+            + 10 * size.inputs * images
+            + 4 * size.outputs * images
+        )
+        work += (tried + size.forward.times(images)).times(len(_ALPHAS) + 1)
+    return Demand(work=work, numbers=3 * size.inputs * looked)
+
+
+@register("smooth_quant", Stage.BALANCE, SmoothQuantConfig, demand=_demand)
 @torch.no_grad()
 def smooth_quant(model: PreparedModel, balance: Balance, config: SmoothQuantConfig) -> None:
     """Divide channels of activations by scales that the weights behind them take up.
@@ -78,6 +97,28 @@ def smooth_quant(model: PreparedModel, balance: Balance, config: SmoothQuantConf
         if (readers.maker is not None or balance.layerwise)
         and not is_image(model, readers.source.name)
     ]
+
+    def work() -> dict[str, torch.Tensor]:
+        scales = _scales(model, balance, config, tensors)
+        return {_key(readers): divisors for readers, divisors in scales.items()}
+
+    found = balance.keep("smooth_quant", work)
+    for readers in tensors:
+        if (divisors := found.get(_key(readers))) is not None:
+            rescale(model, readers, divisors)
+
+
+def _key(readers: Readers) -> str:
+    return f"{readers.source.name}-{readers.axis}"
+
+
+def _scales(
+    model: PreparedModel,
+    balance: Balance,
+    config: SmoothQuantConfig,
+    tensors: Sequence[Readers],
+) -> Mapping[Readers, torch.Tensor]:
+    """Return what to divide each tensor by; a search leaves out what it would make no better."""
     batches = _first(balance.batches, config.images)
     extremes = channel_extremes(model, batches, {readers.tensor for readers in tensors})
     peaks = {}
@@ -86,11 +127,8 @@ def smooth_quant(model: PreparedModel, balance: Balance, config: SmoothQuantConf
         weights = [column_peaks(layer) for layer in _layers(model, readers)]
         peaks[readers] = _Peaks(torch.maximum(-low, high), torch.stack(weights).amax(0))
     if config.search:
-        scales = _searched(model, balance, peaks, torch.cat(_first(batches, _SEARCHED_IMAGES)))
-    else:
-        scales = {readers: peak.scales(config.alpha) for readers, peak in peaks.items()}
-    for readers, divisors in scales.items():
-        rescale(model, readers, divisors)
+        return _searched(model, balance, peaks, torch.cat(_first(batches, _SEARCHED_IMAGES)))
+    return {readers: peak.scales(config.alpha) for readers, peak in peaks.items()}
 
 
 def smoothing_scales(inputs: torch.Tensor, weights: torch.Tensor, alpha: float) -> torch.Tensor:

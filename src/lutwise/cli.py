@@ -17,6 +17,7 @@ import click
 
 from lutwise import __version__
 from lutwise.errors import LutwiseError
+from lutwise.interrupts import interrupted, remember_interrupts
 
 __all__ = ["cli", "main"]
 
@@ -236,14 +237,13 @@ def _print(result: dict[str, Any], as_json: bool) -> None:
 @contextmanager
 def _errors() -> Iterator[None]:
     """Turn errors raised on purpose into one message and an exit code."""
+    remember_interrupts()
     try:
-        yield
+        with _interrupts():
+            yield
     except LutwiseError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted; the same command continues where it stopped", err=True)
-        sys.exit(130)
     except BrokenPipeError:
         # Whoever read our output has gone; what is left to say goes nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -251,6 +251,22 @@ def _errors() -> Iterator[None]:
     except OSError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(1)
+
+
+@contextmanager
+def _interrupts() -> Iterator[None]:
+    """Exit with 130 on Ctrl-C, and on any error that an interrupt has turned into."""
+    try:
+        yield
+    except Exception as error:
+        if not interrupted() and not isinstance(error, click.Abort):
+            raise
+    except KeyboardInterrupt:
+        pass
+    else:
+        return
+    click.echo("interrupted; the same command continues where it stopped", err=True)
+    sys.exit(130)
 
 
 def main() -> None:

@@ -149,12 +149,13 @@ def _searched(
     reference = predict(job.model.module, comparing)
     tried = 0
 
-    def score(candidate: Recipe) -> float:
+    def score(change: str, candidate: Recipe) -> float:
         nonlocal tried
         tried += 1
+        name = f"candidate {tried} ({change})"
 
         def tell(step: str, share: float | None = None) -> None:
-            progress(f"candidate {tried}: {step}", share)
+            progress(f"{name}: {step}", share)
 
         point = Point(job, candidate, steps, tell, calibrating)
 

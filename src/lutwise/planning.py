@@ -131,7 +131,8 @@ def _efforts(job: Job, recipe: Recipe, prepared: PreparedModel, speed: Speed) ->
     if recipe.search:
         calibrating, _ = divided(images, job.input_shape)
 
-        def score(candidate: Recipe) -> float:
+        def score(change: str, candidate: Recipe) -> float:
+            del change
             found.append(estimate_effort(prepared, candidate, calibrating, speed))
             return 0.0  # which one wins is not known; the others cost much the same
 

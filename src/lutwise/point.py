@@ -13,11 +13,11 @@ import torch
 from lutwise.job import Job
 from lutwise.quant.algorithms import Stage, selected
 from lutwise.quant.graph import PreparedModel
+from lutwise.quant.keep import Keep, Tensors
 from lutwise.quant.progress import Tell
 from lutwise.quant.quantize import Samples, collect_samples, prepare, quantize
 from lutwise.quant.quantized import QuantizedModel
 from lutwise.quant.recipe import Recipe
-from lutwise.quant.rounding import Tensors
 from lutwise.quant.state import from_state, to_state
 from lutwise.workspace import Steps, code_digest, tool_versions
 
@@ -41,10 +41,7 @@ class _Keys:
             "images": job.calibration.fingerprint,
             "calibrating": calibrating,
             "prepare": [(a.name, asdict(c)) for a, c in selected(recipe.algorithms, Stage.PREPARE)],
-            # these may look at all that the recipe says of formats and ranges
-            "balance": recipe.model_dump(mode="json")
-            if selected(recipe.algorithms, Stage.BALANCE)
-            else None,
+            "balance": _balanced_by(recipe),
             "relu6_to_relu": recipe.relu6_to_relu,
             "batch": recipe.calibration.batch,
             "seed": recipe.seed,
@@ -53,6 +50,16 @@ class _Keys:
         images = job.evaluation.fingerprint if job.evaluation else None
         self.float = {**self.base, "images": images}
         self.evaluated = {**self.quantized, "evaluation": images}
+
+
+def _balanced_by(recipe: Recipe) -> dict[str, Any] | None:
+    """Return the part of a recipe that balancing may look at: all but what follows it."""
+    balancing = selected(recipe.algorithms, Stage.BALANCE)
+    if not balancing:
+        return None
+    content = recipe.model_dump(mode="json", exclude={"algorithms", "search"})
+    content["activations"].pop("factor")
+    return {**content, "algorithms": [(a.name, asdict(config)) for a, config in balancing]}
 
 
 class Point:
@@ -91,13 +98,29 @@ class Point:
 
     def prepared(self) -> PreparedModel:
         """Return the prepared float model."""
-        self.progress("trace and prepare")
         job, recipe = self.job, self.recipe
         balancing = selected(recipe.algorithms, Stage.BALANCE)
         images = self.calibration_images() if balancing else None  # else they need not be loaded
         return prepare(
-            job.model.module, job.input_shape, recipe, name=job.model.name, images=images
+            job.model.module,
+            job.input_shape,
+            recipe,
+            name=job.model.name,
+            images=images,
+            progress=self.progress,
+            keep=self._keep(self.keys.calibration),
         )
+
+    def _keep(self, key: Mapping[str, Any], names: list[str] | None = None) -> Keep:
+        """Return what remembers tensors under a key; names of what it was asked for are noted."""
+
+        def keep(name: str, work: Callable[[], Tensors]) -> Tensors:
+            if names is not None:
+                names.append(name)
+            found = self.steps.arrays(name, key, lambda: {k: t.numpy() for k, t in work().items()})
+            return {k: torch.from_numpy(array) for k, array in found.items()}
+
+        return keep
 
     def samples(self, prepared: PreparedModel) -> Samples:
         """Return what calibration sees."""
@@ -134,13 +157,6 @@ class Point:
         """
         parts: list[str] = []
 
-        def keep(name: str, work: Callable[[], Tensors]) -> Tensors:
-            parts.append(name)
-            found = self.steps.arrays(
-                name, self.keys.quantized, lambda: {k: t.numpy() for k, t in work().items()}
-            )
-            return {k: torch.from_numpy(array) for k, array in found.items()}
-
         def compute() -> dict[str, npt.NDArray[Any]]:
             model = quantize(
                 prepared,
@@ -148,7 +164,7 @@ class Point:
                 self.calibration_images(),
                 self.recipe,
                 progress=self.progress,
-                keep=keep,
+                keep=self._keep(self.keys.quantized, parts),
             )
             tensors, meanings = to_state(model)
             text = np.frombuffer(json.dumps(meanings).encode(), dtype=np.uint8)

@@ -21,7 +21,8 @@ from rich.progress import (
 from rich.table import Column
 from rich.text import Text
 
-from lutwise.quant.progress import Tell, silent
+from lutwise.interrupts import check_interrupt
+from lutwise.quant.progress import Tell
 from lutwise.sweep import DONE, PointTell, silent_points
 
 __all__ = ["Pace", "points_shown", "points_told", "steps_shown", "steps_told", "time_left"]
@@ -101,6 +102,10 @@ def _log() -> Write:
     return write
 
 
+def _silent(step: str, share: float | None = None) -> None:
+    check_interrupt()
+
+
 @contextmanager
 def steps_shown(quiet: bool) -> Iterator[Tell]:
     """Show the step that a run is at.
@@ -110,13 +115,14 @@ def steps_shown(quiet: bool) -> Iterator[Tell]:
     """
     console = Console(stderr=True)
     if quiet:
-        yield silent
+        yield _silent
     elif console.is_terminal:
         columns = (SpinnerColumn(), _description(), BarColumn(bar_width=20), _Left())
         with Progress(*columns, console=console, transient=True, expand=True) as bar:
             task, pace = bar.add_task("start", total=None), Pace()
 
             def tell(step: str, share: float | None = None) -> None:
+                check_interrupt()
                 left = pace.left(share)
                 bar.update(
                     task,
@@ -142,6 +148,7 @@ def steps_told(write: Write, clock: Clock = time.monotonic) -> Tell:
 
     def tell(step: str, share: float | None = None) -> None:
         nonlocal last, before
+        check_interrupt()
         left = pace.left(share)
         begins = share is None or share < before
         before = 1.0 if share is None else share

@@ -389,7 +389,7 @@ def test_check_says_where_files_differ(tmp_path: Path) -> None:
         x, y = (
             onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, ["N", 3]) for n in "xy"
         )
-        constant = onnx.numpy_helper.from_array(np.float32(value), "c")
+        constant = onnx.numpy_helper.from_array(np.array(value, np.float32), "c")
         nodes = [
             onnx.helper.make_node("Relu", ["x"], ["r"]),
             onnx.helper.make_node("Add", ["r", "c"], ["y"], name="sum"),

@@ -10,15 +10,8 @@ import pytest
 pytest.importorskip("tqdm", reason="brevitas_examples needs it")
 
 from benchmarks.grid_plot import grid_png
-from benchmarks.imagenet_grid import (
-    Point,
-    bootstrap,
-    collected,
-    packed,
-    row_file,
-    unpack,
-    unpacked,
-)
+from benchmarks.grid_rows import bootstrap, packed, unpacked
+from benchmarks.imagenet_grid import Point, collected, row_file, unpack
 from benchmarks.write_results import grid_section
 from lutwise.files import write_atomic
 from lutwise.quant.evaluate import accuracy

@@ -15,11 +15,11 @@ from lutwise.quant.algorithms.soft_rounding import SoftRounding
 from lutwise.quant.blocks import find_blocks
 from lutwise.quant.formats import parse_weight
 from lutwise.quant.graph import Kind, layer_nodes
+from lutwise.quant.keep import Keep, Tensors, compute
 from lutwise.quant.kernels import quantize as to_grid
 from lutwise.quant.quantize import collect_samples, prepare, quantize
 from lutwise.quant.quantized import QuantizedModel, predict
 from lutwise.quant.recipe import Override, Recipe, build_recipe
-from lutwise.quant.rounding import Keep, Tensors, compute
 from lutwise.quant.solvers import loss
 from lutwise.quant.walk import walk
 from tests.quant.nets import INPUT_SHAPE, NETS, make

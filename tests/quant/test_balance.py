@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from benchmarks.nets import with_outliers
-from lutwise.errors import CalibrationError, ConfigError, UnsupportedLayerError
+from lutwise.errors import CalibrationError, ConfigError
 from lutwise.quant.algorithms.smooth_quant import smoothing_scales
 from lutwise.quant.brevitas_facade import finish, trace
 from lutwise.quant.data import Split, load_data
@@ -139,10 +139,6 @@ def test_algorithms_leave_the_function(name: str, balancing: str, mode: str) -> 
 def test_exact_executor_agrees_with_fake_quantization(name: str, fmt: str, mode: str) -> None:
     net, images = make(name)
     model = run(net, images, recipe(fmt, fmt, BALANCING["both"], mode=mode))
-    if scales_in(model.prepared):
-        with pytest.raises(UnsupportedLayerError, match=r"\(ChannelScale\) runs in torch, but"):
-            lower(model)
-        return
     fake, network = predict(model, images).numpy(), lower(model)
     exact = execute(network, images.numpy(), batch=7)
     exact = exact * float(network.tensors[network.output].scale)
@@ -221,11 +217,12 @@ class Twice(nn.Module):
         return self.last(nn.functional.relu(self.tied(x)))  # type: ignore[no-any-return]
 
 
-def test_shared_weights_do_not_change() -> None:
+def test_shared_weights_are_copied() -> None:
     net = Twice()
-    assert makers(net, (8,)) == {"tied": None, "last": "tied"}
+    found = {"shared": None, "shared_2": "shared", "tied": "shared_2", "last": "tied"}
+    assert makers(net, (8,)) == found
     net.last.weight = net.tied.weight
-    assert makers(net, (8,)) == {}
+    assert makers(net, (8,)) == {"last_2" if k == "last" else k: v for k, v in found.items()}
 
 
 def brute_force_scales(layer: nn.Conv2d | nn.Linear, x: torch.Tensor, alpha: float) -> list[float]:

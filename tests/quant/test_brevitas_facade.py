@@ -144,3 +144,31 @@ def test_batch_norm_without_weights_is_folded() -> None:
     with torch.no_grad():
         torch.testing.assert_close(traced(images), model(images))
     assert not any(isinstance(module, nn.BatchNorm2d) for module in traced.modules())
+
+
+@pytest.mark.parametrize(
+    ("clamp", "low", "high"),
+    [
+        (torch.relu, 0, 9),
+        (lambda x: x.relu(), 0, 9),
+        (lambda x: x.clamp(min=0), 0, 9),
+        (lambda x: torch.clamp(x, 0), 0, 9),
+        (lambda x: x.clamp_(0, 6), 0, 6),
+        (lambda x: torch.clip(x, min=-1, max=1.5), -1, 1.5),
+    ],
+)
+def test_clamps_are_found_in_every_spelling(clamp: Any, low: float, high: float) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(2, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return clamp(self.layer(x))  # type: ignore[no-any-return]
+
+    graph = finish(trace(Net()))
+    names = {type(m).__name__ for m in graph.modules()}
+    assert names & {"ReLU", "Hardtanh"}
+    x = torch.linspace(-9, 9, 19)
+    (found,) = (m for m in graph.modules() if isinstance(m, nn.ReLU | nn.Hardtanh))
+    assert torch.equal(found(x), x.clamp(low, high))

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save
 from torch import nn
 
 from lutwise.errors import (
@@ -321,6 +322,52 @@ def test_float_operations_are_refused_in_dataflow_and_run_layerwise() -> None:
     assert [type(node).__name__ for node in lower(model).nodes] == [
         "Quantize", "Linear", "Operator", "Quantize", "Linear",
     ]  # fmt: skip
+
+
+class _Recurrent(nn.Module):
+    """One layer that runs three times, with a norm that another layer has as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.again = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.norm, self.head = nn.BatchNorm2d(4), nn.Linear(4, 5)
+        self.norm.running_var = torch.rand(4) + 0.5
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.norm(self.stem(x)))
+        for _ in range(2):
+            x = torch.relu(self.norm(self.again(x)))
+        return self.head(self.again(x).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("mode", ["dataflow", "layerwise"])
+def test_layers_that_run_several_times_are_several_layers(mode: str) -> None:
+    torch.manual_seed(0)
+    net, images = _Recurrent().eval(), torch.randn(16, *INPUT_SHAPE)
+    settings = recipe(mode=mode, algorithms={"bias_correction": {}})
+    prepared = prepare(net, INPUT_SHAPE, settings, name="net", images=images)
+    torch.testing.assert_close(predict(prepared.graph, images), predict(net, images))
+    model = quantize(prepared, collect_samples(prepared, images, batch=8, seed=0), images, settings)
+    network = lower(model)
+    assert [n.name for n in network.layers()] == ["stem", "again", "again_2", "again_3", "head"]
+    exact = execute(network, images.numpy()) * float(network.tensors[network.output].scale)
+    np.testing.assert_allclose(predict(model, images).numpy(), exact, rtol=0, atol=1e-5)
+    save(to_state(model)[0])  # tensors of their own
+
+
+@pytest.mark.parametrize("kind", ["float32", "power_of_two"])
+def test_raised_scales_stay_of_their_kind(kind: str) -> None:
+    net, images = make("chain")
+    layer = net.get_submodule("body.4")
+    assert isinstance(layer, nn.Conv2d)
+    with torch.no_grad():
+        layer.weight[0] *= 1e-12
+    settings = recipe(**{"weights.scale": kind})
+    prepared = prepare(net, INPUT_SHAPE, settings, name="net", images=images)
+    model = quantize(prepared, collect_samples(prepared, images, batch=8, seed=0), images, settings)
+    (scales,) = (w.scales for name, w in model.weights.items() if name == "body_4")
+    assert scales[0] > 1e-9
+    assert bool((torch.frexp(scales)[0] == 0.5).all()) == (kind == "power_of_two")
 
 
 class _Branching(nn.Module):

@@ -46,6 +46,18 @@ def test_later_settings_win(tmp_path: Path) -> None:
         ("algorithms: [gptqq]", "no algorithm 'gptqq'; known are"),
         ("algorithms: {equalize: {iters: 3}}", "has no setting 'iters'"),
         ("algorithms: {equalize: {iterations: many}}", "equalize.iterations is int, got 'many'"),
+        ("algorithms: {gptq: {damping: .inf}}", "gptq.damping is a finite float, got inf"),
+        ("algorithms: {gptq: {damping: much}}", "gptq.damping is a finite float, got 'much'"),
+        ("algorithms: {gptq: {damping: 1" + 320 * "0" + "}}", "gptq.damping is a finite float"),
+        ("algorithms: {norm_reestimation: {largest_gain: .inf}}", "is a finite float"),
+        ("algorithms: [gptq, gptq]", "a list of names, each once"),
+        ("calibration: {memory_gib: .inf}", "calibration.memory_gib"),
+        ("calibration: {batch: 100000000000000000000000}", "calibration.batch"),
+        ("overrides: [{layers: stem}]", "gives a format for `weights`, `activations`, or both"),
+        (
+            "{weights: {scale: power_of_two}, algorithms: [norm_reestimation]}",
+            "norm_reestimation multiplies the scales",
+        ),
         ("algorithms: 3", "algorithms: wanted a name, a list of names"),
         ("algorithms: [equalize, {bias_correction: {}}]", "algorithms: wanted a name, a list"),
         ("algorithms: {equalize: 3}", "a mapping of names to their settings"),
@@ -69,6 +81,12 @@ def test_invalid_recipes_are_refused(tmp_path: Path, text: str, message: str) ->
         load_recipe(path)
     assert message in str(caught.value)
     assert str(path) in str(caught.value)
+
+
+def test_numbers_that_yaml_takes_for_words_are_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("algorithms: {gptq: {damping: 1e-3}}")
+    assert load_recipe(path).algorithms["gptq"]["damping"] == 1e-3
 
 
 def test_ocp_formats_keep_their_sign() -> None:

@@ -3,11 +3,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from lutwise.errors import CalibrationError, ConfigError
 from lutwise.quant.presets import PRESETS, Preset
 from lutwise.quant.recipe import Recipe, build_recipe
-from lutwise.quant.search import choose, divergence, divided
+from lutwise.quant.search import NOTHING, choose, clips_at_six, divergence, divided
 
 
 def recipe(**settings: Any) -> Recipe:
@@ -25,7 +26,8 @@ def test_divergence_is_that_of_torch_and_zero_for_equal_outputs() -> None:
 
 
 def test_the_search_finds_what_scores_best_stage_by_stage() -> None:
-    def score(candidate: Recipe) -> float:
+    def score(change: str, candidate: Recipe) -> float:
+        del change
         """Qronos wins with SmoothQuant, and small ranges win anywhere."""
         found = 5.0
         smoothed = "smooth_quant" in candidate.algorithms
@@ -49,12 +51,62 @@ def test_the_search_finds_what_scores_best_stage_by_stage() -> None:
         "activations.factor 0.8",
     ]
     assert [t.change for t in trials if t.change.endswith("relu6_to_relu")]
-    assert min(t.divergence for t in trials) == score(best)
+    assert min(t.divergence for t in trials) == score("", best)
+
+
+def test_candidates_that_cannot_be_are_passed_over() -> None:
+    def score(change: str, candidate: Recipe) -> float:
+        del candidate
+        if change == "equalize":
+            raise CalibrationError("no range")
+        return 0.5 if change == "smooth_quant" else 1.0
+
+    best, trials = choose(recipe(preset="best"), score, clips_at_six=False)
+    assert "smooth_quant" in best.algorithms
+    (failed,) = (t for t in trials if t.change == "equalize")
+    assert (failed.divergence, failed.kept) == (NOTHING, False)
+
+
+def test_power_of_two_scales_are_not_multiplied() -> None:
+    tried: list[str] = []
+
+    def score(change: str, candidate: Recipe) -> float:
+        del candidate
+        tried.append(change)
+        return 1.0
+
+    kinds = {"weights": {"scale": "power_of_two"}, "activations": {"scale": "power_of_two"}}
+    choose(
+        build_recipe({"preset": "best", **kinds}, changes={}, where=""), score, clips_at_six=True
+    )
+    assert tried[0] == "start"
+    assert not [t for t in tried if t.startswith(("norm_re", "activations.factor"))]
+
+
+@pytest.mark.parametrize("module", [nn.ReLU6(), nn.functional.relu6], ids=["module", "function"])
+def test_relu6_is_found_as_a_module_and_as_a_function(module: Any) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.act = nn.Linear(3, 3), module
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.act(self.layer(x))  # type: ignore[no-any-return]
+
+    assert clips_at_six(Net())
+    assert not clips_at_six(nn.Sequential(nn.Linear(3, 3), nn.ReLU()))
+
+
+def test_outputs_that_are_no_numbers_say_nothing() -> None:
+    reference = torch.zeros(4, 3)
+    assert divergence(reference, torch.full((4, 3), torch.nan)) == NOTHING
+    single = torch.tensor([[1.0], [2.0]])
+    assert divergence(single, single + 2) == pytest.approx(4)
 
 
 def test_a_search_without_better_candidates_keeps_the_start() -> None:
     start = recipe(preset="best")
-    best, trials = choose(start, lambda candidate: 1.0, clips_at_six=False)
+    best, trials = choose(start, lambda change, candidate: 1.0, clips_at_six=False)
     assert best == start.model_copy(update={"search": False})
     assert sum(t.kept for t in trials) == 1
 
