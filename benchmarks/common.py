@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from lutwise.files import write_atomic
+from lutwise.quant.keep import Keep, compute
 from lutwise.quant.quantize import collect_samples, prepare, quantize
 from lutwise.quant.quantized import QuantizedModel
 from lutwise.quant.recipe import Recipe
@@ -19,15 +20,19 @@ from lutwise.workspace import to_json, tool_versions
 __all__ = ["circumstances", "quantized", "write_record"]
 
 
-def quantized(net: nn.Module, images: torch.Tensor, settings: Recipe) -> QuantizedModel:
+def quantized(
+    net: nn.Module, images: torch.Tensor, settings: Recipe, *, keep: Keep = compute
+) -> QuantizedModel:
     """Quantize with lutwise.
 
     Args:
         net: Float model; not changed.
         images: To calibrate with, shape (n, c, h, w).
         settings: What to do.
+        keep: Remembers what balancing found.
     """
-    prepared = prepare(net, tuple(images.shape[1:]), settings, name="net", images=images)
+    shape = tuple(images.shape[1:])
+    prepared = prepare(net, shape, settings, name="net", images=images, keep=keep)
     batch = settings.calibration.batch
     samples = collect_samples(prepared, images, batch=batch, seed=settings.seed)
     return quantize(prepared, samples, images, settings)

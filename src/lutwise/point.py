@@ -21,7 +21,7 @@ from lutwise.quant.recipe import Recipe
 from lutwise.quant.state import from_state, to_state
 from lutwise.workspace import Steps, code_digest, tool_versions
 
-__all__ = ["Logits", "Point"]
+__all__ = ["Logits", "Point", "balanced_by"]
 
 Logits = npt.NDArray[np.float32]
 
@@ -41,7 +41,7 @@ class _Keys:
             "images": job.calibration.fingerprint,
             "calibrating": calibrating,
             "prepare": [(a.name, asdict(c)) for a, c in selected(recipe.algorithms, Stage.PREPARE)],
-            "balance": _balanced_by(recipe),
+            "balance": balanced_by(recipe),
             "relu6_to_relu": recipe.relu6_to_relu,
             "batch": recipe.calibration.batch,
             "seed": recipe.seed,
@@ -52,7 +52,7 @@ class _Keys:
         self.evaluated = {**self.quantized, "evaluation": images}
 
 
-def _balanced_by(recipe: Recipe) -> dict[str, Any] | None:
+def balanced_by(recipe: Recipe) -> dict[str, Any] | None:
     """Return the part of a recipe that balancing may look at: all but what follows it."""
     balancing = selected(recipe.algorithms, Stage.BALANCE)
     if not balancing:
