@@ -15,7 +15,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final
@@ -32,14 +32,16 @@ from benchmarks.brevitas_flow import BrevitasSettings, RangeKind, build, evaluat
 from benchmarks.common import circumstances, quantized, write_record
 from benchmarks.grid_rows import compared, packed
 from lutwise.files import write_atomic
+from lutwise.point import balanced_by
 from lutwise.quant.data import Split, load_data
 from lutwise.quant.evaluate import accuracy, compare
 from lutwise.quant.formats import IntFormat, all_formats, parse_element
+from lutwise.quant.keep import Tensors
 from lutwise.quant.models import load_model
 from lutwise.quant.quantized import predict
 from lutwise.quant.recipe import Recipe, build_recipe
 from lutwise.quant.search import choose, clips_at_six, divergence, divided
-from lutwise.workspace import code_digest, to_json
+from lutwise.workspace import code_digest, digest, to_json
 
 NETS: Final = ("efficientnet_lite0", "squeezenet1_1")
 _AS_IT_IS: Final = {"equalize_iterations": 0, "relu6_to_relu": False}
@@ -115,9 +117,18 @@ def searched(net: nn.Module, images: torch.Tensor, settings: Recipe) -> Recipe:
     comparing = images[len(images) - held_back :]
     reference = predict(net, comparing, batch=25)
 
+    balanced: dict[str, Tensors] = {}
+
     def score(change: str, candidate: Recipe) -> float:
         del change
-        model = quantized(net, images[:calibrating], candidate)
+        key = digest(balanced_by(candidate))
+
+        def keep(name: str, work: Callable[[], Tensors]) -> Tensors:
+            if f"{name} {key}" not in balanced:
+                balanced[f"{name} {key}"] = work()
+            return balanced[f"{name} {key}"]
+
+        model = quantized(net, images[:calibrating], candidate, keep=keep)
         return divergence(reference, predict(model, comparing, batch=25))
 
     return choose(settings, score, clips_at_six=clips_at_six(net))[0]
