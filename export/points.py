@@ -25,6 +25,7 @@ __all__ = [
     "Point",
     "RunSummary",
     "SweepResult",
+    "TrialRow",
     "fronts",
     "pareto",
     "write_csv",
@@ -193,6 +194,21 @@ class Check(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TrialRow(Record):
+    """A candidate that the search for a recipe tried.
+
+    Args:
+        change: What it changes of the best one before it.
+        divergence: Of its outputs from the float model's, on calibration images.
+        kept: It was the best so far.
+    """
+
+    change: str
+    divergence: float
+    kept: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunSummary(Record):
     """A run, as its report shows it. Accuracies are None where nothing was evaluated.
 
@@ -213,6 +229,7 @@ class RunSummary(Record):
         sqnr_db: Signal to quantization noise of the outputs against the float model.
         fake_agreement: Share of images where fake quantization and exact executor name the
             same class.
+        trials: What the search for a recipe tried, in order.
         checks: Executors of the exported file against the exact one.
         export_note: Why there is no file, or empty.
         layers: The layers, in order.
@@ -241,6 +258,7 @@ class RunSummary(Record):
     agreement: float | None = None
     sqnr_db: float | None = None
     fake_agreement: float | None = None
+    trials: tuple[TrialRow, ...] = ()
     checks: tuple[Check, ...] = ()
     export_note: str = ""
     layers: tuple[LayerRow, ...] = ()

@@ -297,11 +297,23 @@ def _flat(values: Mapping[str, JsonValue], before: str) -> Iterator[tuple[str, s
 
 
 def _recipe(run: RunSummary) -> Markup:
-    return tag(
+    recipe = tag(
         "details",
         tag("summary", "The complete recipe, with every default"),
         tag("pre", tag("code", run.recipe_yaml)),
     )
+    if not run.trials:
+        return recipe
+    rows: list[list[str | Cell]] = [
+        [trial.change, f"{trial.divergence:.3g}", "kept" if trial.kept else ""]
+        for trial in run.trials
+    ]
+    note = (
+        "A search chose it: each change was tried on the best recipe before it, calibrated with a "
+        "part of the calibration images and compared with the float model on others. The "
+        "divergence is Kullback and Leibler's, of class probabilities; less is better."
+    )
+    return join(tag("p", note), table(("change", "divergence", ""), rows), recipe)
 
 
 def _used(run: RunSummary) -> Markup:

@@ -7,7 +7,14 @@ from typing import Any, Final
 
 from lutwise.export.layer_row import LayerAdvice, LayerRow, PointRow
 from lutwise.export.plots import plot_sweep
-from lutwise.export.points import Check, Estimate, RunSummary, SweepResult, write_csv
+from lutwise.export.points import (
+    Check,
+    Estimate,
+    RunSummary,
+    SweepResult,
+    TrialRow,
+    write_csv,
+)
 from lutwise.export.report import write_sweep_report
 from lutwise.files import read_json
 from lutwise.layer_table import GAIN_SUFFIX
@@ -37,6 +44,7 @@ def run_summary(result: Result) -> RunSummary:
         recipe_yaml=result.recipe.to_yaml(),
         calibration_data=metrics["calibration"]["data"],
         calibration_images=metrics["calibration"]["images"],
+        trials=tuple(TrialRow(**trial) for trial in metrics["search"]),
         checks=tuple(
             Check(**{k: v for k, v in check.items() if k != "first"})
             for check in exported.get("checks", [])

@@ -12,6 +12,7 @@ from lutwise.export.points import (
     Point,
     RunSummary,
     SweepResult,
+    TrialRow,
 )
 
 ACCURACIES: Mapping[str, float] = {
@@ -105,6 +106,10 @@ def run(**changes: Any) -> RunSummary:
         "agreement": 0.951,
         "sqnr_db": 14.2,
         "fake_agreement": 0.9985,
+        "trials": (
+            TrialRow(change="start", divergence=0.125, kept=True),
+            TrialRow(change="equalize", divergence=0.25, kept=False),
+        ),
         "checks": (
             Check(executor="onnxruntime", images=64, outputs=640, mismatches=0),
             Check(executor="qonnx", images=64, outputs=640, mismatches=3),

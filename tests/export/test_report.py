@@ -205,6 +205,15 @@ def test_run_page_says_what_was_found(tmp_path: Path) -> None:
         assert wanted in text, wanted
 
 
+def test_run_page_says_what_the_search_tried(tmp_path: Path) -> None:
+    path = write_run_report(run(), tmp_path / "a")
+    text = path.read_text()
+    assert "A search chose it" in text
+    assert text.index("equalize") > text.index("0.125")
+    path = write_run_report(run(trials=()), tmp_path / "b")
+    assert "A search chose it" not in path.read_text()
+
+
 def test_run_page_without_evaluation_or_hardware(tmp_path: Path) -> None:
     bare = RunSummary(
         name="r", model="m", mode="layerwise", recipe_yaml="", calibration_data="c",
