@@ -33,7 +33,7 @@ from lutwise.quant.numerics import encode, quantize
 from lutwise.quant.plan import clamp_range
 from lutwise.quant.quantized import QuantizedModel
 
-__all__ = ["lower"]
+__all__ = ["lower", "try_lower"]
 
 
 def lower(model: QuantizedModel) -> Network:
@@ -46,6 +46,20 @@ def lower(model: QuantizedModel) -> Network:
         UnsupportedLayerError: A node that a `Network` cannot hold.
     """
     return _Lowering(model).run()
+
+
+def try_lower(model: QuantizedModel) -> tuple[Network | None, str]:
+    """Return the network; or None and why, where a ``layerwise`` model has none.
+
+    Raises:
+        UnsupportedLayerError: A ``dataflow`` model has none.
+    """
+    try:
+        return lower(model), ""
+    except UnsupportedLayerError as error:
+        if model.layer_inputs:  # layerwise: the accuracy is still worth having
+            return None, str(error)
+        raise
 
 
 class _Lowering:

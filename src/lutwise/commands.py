@@ -30,7 +30,7 @@ from lutwise.planning import run_effort
 from lutwise.quant.algorithms import list_algorithms
 from lutwise.quant.data import Split, load_data
 from lutwise.quant.formats import parse_element, parse_weight
-from lutwise.quant.lower import lower
+from lutwise.quant.lower import try_lower
 from lutwise.quant.models import load_model, zoo_names
 from lutwise.quant.quantize import collect_samples, prepare, quantize
 from lutwise.quant.recipe import Recipe, load_recipe
@@ -154,7 +154,7 @@ def _plan_run(options: Options, recipe: Recipe, out: Path) -> dict[str, Any]:
     samples = collect_samples(prepared, few, batch=8, seed=recipe.seed)
     quick = recipe.model_copy(update={"algorithms": {}})
     model = quantize(prepared, samples, few, quick)
-    network = None if model.layer_inputs else lower(model)
+    network, _ = try_lower(model)
     images = len(job.evaluation) if job.evaluation else 0
     found: dict[str, Any] = {
         "out": str(out),

@@ -17,7 +17,7 @@ from safetensors.torch import save
 
 from lutwise.cost_models.estimate import NetworkCost, estimate
 from lutwise.cost_models.from_network import layer_shapes
-from lutwise.errors import MismatchError, UnsupportedLayerError
+from lutwise.errors import MismatchError
 from lutwise.export.qonnx import to_qonnx
 from lutwise.export.run import Executor, compare
 from lutwise.files import write_atomic
@@ -29,7 +29,7 @@ from lutwise.quant.advice import advise
 from lutwise.quant.data import Dataset
 from lutwise.quant.diagnose import Diagnosis, diagnose
 from lutwise.quant.executor import Statistics, execute
-from lutwise.quant.lower import lower
+from lutwise.quant.lower import try_lower
 from lutwise.quant.network import Network
 from lutwise.quant.progress import Tell, silent
 from lutwise.quant.quantized import QuantizedModel, predict
@@ -98,7 +98,7 @@ def run(
     point = Point(job, recipe, steps, progress)
     prepared = point.prepared()
     model = point.quantized(prepared)
-    network, reason = _lower(model)
+    network, reason = try_lower(model)
     metrics: dict[str, Any] = {
         "name": name,
         "model": job.model.name,
@@ -167,16 +167,6 @@ def _searched(
         return float(steps.json("trial", point.keys.quantized, compute))
 
     return choose(recipe, score, clips_at_six=clips_at_six(job.model.module))
-
-
-def _lower(model: QuantizedModel) -> tuple[Network | None, str]:
-    """Return the network; or None and why, where the model has no form for hardware."""
-    try:
-        return lower(model), ""
-    except UnsupportedLayerError as error:
-        if model.layer_inputs:  # layerwise: the accuracy is still worth having
-            return None, str(error)
-        raise
 
 
 def _measure(point: Point, model: QuantizedModel, network: Network | None) -> dict[str, Any]:

@@ -178,7 +178,8 @@ def _seconds(
     run(images[:1])  # what is made once is no part of it
     sizes, times = [0], [0.0]
     for size in (1, 8, _BATCH):
-        if size > len(images) or times[-1] > _TRIAL_S:
+        # Two sizes at least: one alone does not say what a batch costs and what an image.
+        if size > len(images) or (len(sizes) > 2 and times[-1] > _TRIAL_S):
             break
         start = time.perf_counter()
         run(images[:size])
