@@ -17,7 +17,8 @@ if not __package__:  # run as a script: the benchmarks are a package of the chec
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.grid_plot import grid_png
-from benchmarks.grid_rows import strongest
+from benchmarks.grid_rows import bootstrap, strongest, unpacked
+from lutwise.quant.formats import parse_element
 
 DOCS = Path(__file__).parents[1] / "docs"
 DATA = DOCS / "results"
@@ -201,8 +202,57 @@ def grid_section(data: dict[str, Any]) -> str:
             f"\n**{net}**, float {interval(some['float_accuracy'])} %, {some['images']} images, "
             f"{some['calibration_images']} to calibrate\n\n"
         )
-        page += table(GRID_HEADS, [grid_row(*formats, found) for formats, found in points.items()])
-    return page
+        lines = [grid_row(*formats, found) for formats, found in points.items()]
+        filled = [i for i in range(len(GRID_HEADS)) if any(line[i] for line in lines)]
+        page += table(
+            [GRID_HEADS[i] for i in filled], [[line[i] for i in filled] for line in lines]
+        )
+    hours = sum(r["seconds"] * r["threads"] for r in data["rows"]) / 3600
+    return (
+        page
+        + families(data["rows"])
+        + (
+            f"\n{len(data['rows'])} rows took {hours:.1f} hours of one core, on a machine that did "
+            "other work, too.\n"
+        )
+    )
+
+
+def families(rows: Sequence[dict[str, Any]]) -> str:
+    """Return the comparison of integers and minifloats of one width, both by `best`."""
+    found: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for row in rows:
+        if row["tool"] == "best" and row["weights"] == row["activations"]:
+            bits = parse_element(row["weights"]).bits
+            found.setdefault((row["net"], bits), []).append(row)
+    lines = []
+    for (net, bits), group in found.items():
+        integers = [r for r in group if r["weights"].startswith("int")]
+        minifloats = [r for r in group if not r["weights"].startswith("int")]
+        if not integers or not minifloats:
+            continue
+        first, second = strongest(minifloats), strongest(integers)
+        assert first is not None
+        assert second is not None
+        low, high = bootstrap(unpacked(first), unpacked(second))
+        value = first["accuracy"]["value"] - second["accuracy"]["value"]
+        others = ", ".join(
+            f"`{r['weights']}` {100 * r['accuracy']['value']:.2f}" for r in group if r is not first
+        )
+        lines.append(
+            (
+                net, bits, f"`{first['weights']}` {100 * first['accuracy']['value']:.2f}", others,
+                f"{100 * value:+.2f} ({100 * low:+.2f} to {100 * high:+.2f})",
+            )
+        )  # fmt: skip
+    if not lines:
+        return ""
+    heads = ("net", "bits", "best minifloat (%)", "others (%)", "minifloat less integer")
+    return (
+        "\n**Integers and minifloats of one width**, both by `best`. Which split is best is read "
+        "off these images, which favours minifloats where there are several; the interval is the "
+        "paired bootstrap.\n\n" + table(heads, lines)
+    )
 
 
 GRID_HEADS = (

@@ -31,6 +31,8 @@ def row(tool: str, share: float, fmt: str = "int4", net: str = "squeezenet1_1") 
         "activations": fmt,
         "images": IMAGES,
         "calibration_images": 250,
+        "seconds": 60.0,
+        "threads": 1,
         "accuracy": entry,
         "float_accuracy": entry,
         "against_float": {"agreement": 0.5, "sqnr_db": 12.0},
