@@ -54,8 +54,8 @@ def _panel(axes: Axes, net: str, rows: Sequence[Row], *, first: bool) -> None:
     reference = 100 * rows[0]["float_accuracy"]["value"]
     axes.axhline(reference, color=MUTED, linewidth=0.9, linestyle=(0, (1, 2)))
     axes.annotate(
-        f"float {reference:.1f}", (1, reference), xycoords=("axes fraction", "data"),
-        xytext=(-2, 3), textcoords="offset points", ha="right", color=MUTED, fontsize=8,
+        f"float {reference:.1f}", (0, reference), xycoords=("axes fraction", "data"),
+        xytext=(4, 3), textcoords="offset points", color=MUTED, fontsize=8,
     )  # fmt: skip
     for family in (Family.INTEGER, Family.MINIFLOAT):
         for ours in (True, False):
@@ -65,6 +65,7 @@ def _panel(axes: Axes, net: str, rows: Sequence[Row], *, first: bool) -> None:
     if first:
         axes.set_ylabel("top-1 accuracy (%)")
     axes.set_xticks(range(3, 9))
+    axes.set_xlim(2.55, 8.45)
     axes.set_ylim(bottom=0)
 
 
