@@ -207,14 +207,11 @@ def grid_section(data: dict[str, Any]) -> str:
         page += table(
             [GRID_HEADS[i] for i in filled], [[line[i] for i in filled] for line in lines]
         )
-    hours = sum(r["seconds"] * r["threads"] for r in data["rows"]) / 3600
+    hours = sum(r["seconds"] for r in data["rows"]) / 3600
     return (
         page
         + families(data["rows"])
-        + (
-            f"\n{len(data['rows'])} rows took {hours:.1f} hours of one core, on a machine that did "
-            "other work, too.\n"
-        )
+        + (f"\n{len(data['rows'])} rows took {hours:.1f} hours of processor time.\n")
     )
 
 

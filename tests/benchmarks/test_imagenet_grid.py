@@ -32,7 +32,6 @@ def row(tool: str, share: float, fmt: str = "int4", net: str = "squeezenet1_1") 
         "images": IMAGES,
         "calibration_images": 250,
         "seconds": 60.0,
-        "threads": 1,
         "accuracy": entry,
         "float_accuracy": entry,
         "against_float": {"agreement": 0.5, "sqnr_db": 12.0},
