@@ -179,6 +179,20 @@ def _check(**options: Any) -> None:
         sys.exit(1)
 
 
+@cli.command("convert")
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("target", type=click.Path(path_type=Path))
+def _convert(**options: Any) -> None:
+    """Rewrite a QONNX file SOURCE in standard operators, as TARGET.
+
+    QuantizeLinear, Clip and DequantizeLinear stand for its quantizers (QCDQ): integers of up to
+    8 bits, and 8-bit floats of float32 tensors. The results stay the same bit for bit.
+    """
+    from lutwise import commands
+
+    _print(commands.convert(options), False)
+
+
 @cli.command("report")
 @click.argument("directory", type=click.Path(path_type=Path))
 def _report(directory: Path) -> None:

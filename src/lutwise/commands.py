@@ -18,10 +18,11 @@ from lutwise.cost_models.from_network import layer_shapes, shapes_from_json
 from lutwise.errors import ConfigError
 from lutwise.export.check import check as run_check
 from lutwise.export.check import input_of, runnable
+from lutwise.export.qcdq import to_qcdq
 from lutwise.export.reader import load_qonnx, read_layers
 from lutwise.export.report import write_run_report
 from lutwise.export.run import Executor
-from lutwise.files import locked, read_json
+from lutwise.files import locked, read_json, write_atomic
 from lutwise.job import Job, load_job
 from lutwise.machine import use_threads
 from lutwise.pipeline import Result
@@ -40,7 +41,17 @@ from lutwise.space import load_space
 from lutwise.sweep import sweep as run_sweep
 from lutwise.workspace import Steps, tool_versions
 
-__all__ = ["check", "doctor", "estimate_run", "for_people", "report", "run", "sweep", "synth"]
+__all__ = [
+    "check",
+    "convert",
+    "doctor",
+    "estimate_run",
+    "for_people",
+    "report",
+    "run",
+    "sweep",
+    "synth",
+]
 
 Options = Mapping[str, Any]
 
@@ -274,6 +285,13 @@ def check(options: Options) -> dict[str, Any]:
         "data": name,
         **asdict(found),
     }
+
+
+def convert(options: Options) -> dict[str, Any]:
+    """Do ``quantize convert``."""
+    model = to_qcdq(load_qonnx(options["source"]))
+    write_atomic(options["target"], model.SerializeToString(deterministic=True))
+    return {"written": str(options["target"]), "nodes": len(model.graph.node)}
 
 
 def report(directory: Path) -> dict[str, Any]:

@@ -77,6 +77,10 @@ def test_run_writes_what_it_says(tmp_path: Path) -> None:
     assert 0 < luts < result["luts_folded"]["dot_products"]
     read = quantize("estimate", out / "model.qonnx", "--pe", 1, "--simd", 1, "--json")
     assert read.stdout == priced.stdout
+    refused = quantize("convert", out / "model.qonnx", tmp_path / "qcdq.onnx")
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("error: FloatQuant 'quantize")
+    assert not (tmp_path / "qcdq.onnx").exists()
 
 
 def test_run_names_the_layer_that_dominates(tmp_path: Path) -> None:
