@@ -79,7 +79,7 @@ def test_run_writes_what_it_says(tmp_path: Path) -> None:
     assert read.stdout == priced.stdout
     refused = quantize("convert", out / "model.qonnx", tmp_path / "qcdq.onnx")
     assert refused.returncode == 1
-    assert refused.stderr.startswith("error: FloatQuant 'quantize")
+    assert refused.stderr.startswith("error: FloatQuant 'stem.0/weight_values")
     assert not (tmp_path / "qcdq.onnx").exists()
 
 
