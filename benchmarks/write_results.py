@@ -290,6 +290,28 @@ def grid_row(weights: str, activations: str, found: dict[str, dict[str, Any]]) -
     )
 
 
+def runtimes_section(data: dict[str, Any]) -> str:
+    """Return the section of `runtimes.py`."""
+    rows = [
+        (
+            r["net"],
+            f"`{r['weights']}` / `{r['activations']}`, {r['mode']}",
+            r["nodes"],
+            r["batch"],
+            f"{r['onnxruntime_ms']:.1f}",
+            f"{r['qonnx_ms']:.0f}",
+            f"{r['speedup']:.1f}",
+        )
+        for r in data["rows"]
+    ]
+    heads = ("net", "formats", "nodes", "batch", "ONNX Runtime (ms)", "qonnx (ms)", "ratio")
+    return (
+        "\n## Running the exported file\n\n`benchmarks/runtimes.py`: the same file, the same images, "
+        "in turn, one thread; all outputs are equal. qonnx makes a session for each node and call, "
+        "which many images share.\n\n" + table(heads, rows)
+    )
+
+
 def recipes_section(data: dict[str, Any]) -> str:
     """Return the section of `recipes.py`."""
     nets: dict[tuple[str, str], dict[str, dict[str, str]]] = {}
@@ -347,8 +369,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--ptq", type=Path, help="JSON of benchmarks/ptq_vs_brevitas.py")
     parser.add_argument("--grid", type=Path, help="JSON of benchmarks/imagenet_grid.py")
     parser.add_argument("--recipes", type=Path, help="JSON of benchmarks/recipes.py")
+    parser.add_argument("--runtimes", type=Path, help="JSON of benchmarks/runtimes.py")
     args = parser.parse_args(argv)
-    records = {name: getattr(args, name) for name in ("kernels", "ptq", "grid", "recipes")}
+    records = {
+        name: getattr(args, name) for name in ("kernels", "ptq", "grid", "recipes", "runtimes")
+    }
     collect(args.sweep, args.run, records)
     page = HEAD
     page += sweep_section(json.loads((DATA / "diagonal.json").read_text()))
@@ -357,6 +382,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         ("recipes", recipes_section),
         ("grid", grid_section),
         ("ptq", ptq_section),
+        ("runtimes", runtimes_section),
         ("kernels", kernel_section),
     )
     for name, section in sections:
