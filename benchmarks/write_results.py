@@ -306,8 +306,9 @@ def runtimes_section(data: dict[str, Any]) -> str:
     ]
     heads = ("net", "formats", "nodes", "batch", "ONNX Runtime (ms)", "qonnx (ms)", "ratio")
     return (
-        "\n## Running the exported file\n\n`benchmarks/runtimes.py`: the same file, the same images, "
-        "in turn, one thread; all outputs are equal. qonnx makes a session for each node and call, "
+        "\n## Running the exported file\n\n`benchmarks/runtimes.py`: the same file, the same "
+        "images, in turn, one thread; all outputs are equal. qonnx makes a session for each node "
+        "and call, "
         "which many images share.\n\n" + table(heads, rows)
     )
 
