@@ -61,7 +61,7 @@ class OperatorLowering:
     ) -> None:
         self._model, self._emit, self._held = model, emit, held
         self._run: dict[str, tuple[Any, Any]] | None = None
-        self._dependent: dict[str, bool] = {}
+        self._dependent: set[str] = set()
         self._views: dict[str, _View] = {}
         self._parts: dict[str, list[_Part]] = {}
 
@@ -100,17 +100,16 @@ class OperatorLowering:
                 run.run(torch.zeros(images, *self._model.shapes[first.name]))
                 runs.append(run.found)
             self._run = {name: (value, runs[1][name]) for name, value in runs[0].items()}
+            for node in graph.graph.nodes:
+                sources = (s.name for s in node.all_input_nodes if _is_tensor(runs[0][s.name]))
+                if node.op == "placeholder" or any(name in self._dependent for name in sources):
+                    self._dependent.add(node.name)
         return self._run
 
     def _depends(self, node: fx.Node) -> bool:
         """Return whether the numbers of a node's output depend on the images; sizes do not."""
-        if node.name not in self._dependent:
-            self._dependent[node.name] = node.op == "placeholder" or any(
-                self._depends(source)
-                for source in node.all_input_nodes
-                if _is_tensor(self._facts()[source.name][0])
-            )
-        return self._dependent[node.name]
+        self._facts()
+        return node.name in self._dependent
 
     def _batch_axis(self, node: fx.Node) -> int:
         two, three = self._facts()[node.name]
@@ -231,7 +230,7 @@ class OperatorLowering:
                 tanh = module.approximate == "tanh"
                 self._write(node, Operation.GELU_TANH if tanh else Operation.GELU, [x])
             case nn.Softmax() if module.dim is not None:
-                self._write(node, Operation.SOFTMAX, [x], attributes={"axis": module.dim % rank})
+                self._softmax_over(node, x, module.dim)
             case ChannelScale():
                 self._write(node, Operation.MULTIPLY, [x, _array(module.factors)])
             case nn.Linear():  # left in float
@@ -257,9 +256,13 @@ class OperatorLowering:
         self._write(node, operation, [self._operand(node, node.args[0])])
 
     def _softmax(self, node: fx.Node) -> None:
-        axis = _argument(node, 1, "dim")
-        x = self._operand(node, node.args[0])
-        self._write(node, Operation.SOFTMAX, [x], attributes={"axis": axis % self._rank(node)})
+        self._softmax_over(node, self._operand(node, node.args[0]), _argument(node, 1, "dim"))
+
+    def _softmax_over(self, node: fx.Node, x: Operand, axis: int) -> None:
+        axis %= self._rank(node)
+        if axis == 0:
+            raise self._refuse(node, "it mixes the images of a batch")
+        self._write(node, Operation.SOFTMAX, [x], attributes={"axis": axis})
 
     def _mean(self, node: fx.Node) -> None:
         source = node.all_input_nodes[0]

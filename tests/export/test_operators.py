@@ -158,13 +158,25 @@ def test_what_stays_in_float_is_the_same_everywhere(name: str) -> None:
     [
         (lambda x: x.reshape(-1, WIDTH), "mixes the images"),
         (lambda x: x * x.mean(), "mixes the images"),
+        (lambda x: x - x.mean(0, keepdim=True), "mixes the images"),
+        (lambda x: torch.softmax(x, 0), "mixes the images"),
         (lambda x: torch.flip(x, (1,)), "no form of it"),
         (lambda x: x.permute(1, 0, 2), "first axis is not the batch"),
         (lambda x: torch.sigmoid(x.transpose(0, 1)).transpose(0, 1), "has the batch elsewhere"),
         (lambda x: x[0:1] + x, "mixes the images"),
         (lambda x: x[:, [2, 1]], "no form of it"),
     ],
-    ids=["merged", "mean", "flip", "batch second", "sigmoid", "first image", "list"],
+    ids=[
+        "merged",
+        "mean",
+        "mean of images",
+        "softmax of images",
+        "flip",
+        "batch second",
+        "sigmoid",
+        "first image",
+        "list",
+    ],
 )
 def test_what_has_no_form_is_refused(between: Between, reason: str) -> None:
     torch.manual_seed(0)
