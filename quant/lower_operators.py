@@ -222,7 +222,6 @@ class OperatorLowering:
     def _module(self, node: fx.Node) -> None:
         module = self._model.module(node)
         x = self._operand(node, node.args[0])
-        rank = self._rank(node)
         match module:
             case nn.LayerNorm():
                 self._norm(node, x, module.normalized_shape, module.weight, module.bias, module.eps)
