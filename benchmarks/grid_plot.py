@@ -65,7 +65,7 @@ def _panel(axes: Axes, net: str, rows: Sequence[Row], *, first: bool) -> None:
     if first:
         axes.set_ylabel("top-1 accuracy (%)")
     axes.set_xticks(range(3, 9))
-    axes.set_xlim(2.55, 8.45)
+    axes.set_xlim(2.55, 8.75)
     axes.set_ylim(bottom=0)
 
 
