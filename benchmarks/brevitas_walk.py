@@ -49,7 +49,7 @@ def solve_in_one_pass(mode: Any, batches: Sequence[tuple[Tensor, Tensor]]) -> No
         graph: fx.GraphModule = algorithm.model
         run = fx.Interpreter(graph)
         float_too = isinstance(mode, gpfq_mode)
-        solvers = {solver.layer: name for name, solver in algorithm.gpxq_layers.items()}
+        solved = {solver.layer for solver in algorithm.gpxq_layers.values()}
         held: _Held = {}
         floats: _Held = {}
         nodes = list(graph.graph.nodes)
@@ -62,7 +62,7 @@ def solve_in_one_pass(mode: Any, batches: Sequence[tuple[Tensor, Tensor]]) -> No
                 floats[node] = [images.clone() for images in held[node]]
                 continue
             layer = graph.get_submodule(str(node.target)) if node.op == "call_module" else None
-            if layer in solvers:
+            if layer in solved:
                 for i in range(len(batches)):
                     _show(node, run, held, i)
                     if float_too:

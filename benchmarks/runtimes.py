@@ -16,7 +16,6 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime
 import torch
 
 if not __package__:  # run as a script: the benchmarks are a package of the checkout
@@ -26,7 +25,7 @@ if not __package__:  # run as a script: the benchmarks are a package of the chec
 
 from benchmarks.common import circumstances, quantized, write_record
 from lutwise.export.qonnx import to_qonnx
-from lutwise.export.run import run_qonnx
+from lutwise.export.run import onnxruntime_of, run_qonnx
 from lutwise.quant.data import Split, load_data
 from lutwise.quant.lower import lower
 from lutwise.quant.models import load_model
@@ -59,15 +58,9 @@ def file_of(name: str, mode: str, weights: str, activations: str) -> tuple[onnx.
 
 def measure(model: onnx.ModelProto, images: npt.NDArray[np.float32]) -> dict[str, float]:
     """Return milliseconds of a batch: the least of three runs of each, taken in turn."""
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    name = session.get_inputs()[0].name
+    fast = onnxruntime_of(model)
     runs: dict[str, Callable[[], Any]] = {
-        "onnxruntime_ms": lambda: session.run(None, {name: images})[0],
+        "onnxruntime_ms": lambda: fast(images)[0],
         "qonnx_ms": lambda: run_qonnx(model, images, batch=len(images)),
     }
     np.testing.assert_array_equal(*(run() for run in runs.values()))

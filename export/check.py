@@ -2,8 +2,9 @@
 """Run two QONNX files, or one in two runtimes, and say where they differ, tensor by tensor."""
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,7 +16,7 @@ from lutwise.errors import ConfigError, DataError, MismatchError, ToolError
 from lutwise.export.functions import with_functions
 from lutwise.export.graph import DOMAIN
 from lutwise.export.reader import load_qonnx
-from lutwise.export.run import Executor
+from lutwise.export.run import Executor, onnxruntime_of, with_batch
 
 __all__ = ["Comparison", "Difference", "Runnable", "check", "input_of", "runnable"]
 
@@ -248,15 +249,18 @@ class _Total:
         )
 
 
+Run = Callable[[npt.NDArray[np.float32]], Tensors]
+
+
 def _run(one: Runnable, images: npt.NDArray[np.float32], batch: int) -> Iterator[Tensors]:
     """Yield all tensors by name, batch by batch."""
     fixed = one.model.graph.input[0].type.tensor_type.shape.dim[0]
     size = fixed.dim_value or batch
-    run = _qonnx if one.executor is Executor.QONNX else _onnxruntime
+    run = _qonnx(one, size) if one.executor is Executor.QONNX else _onnxruntime(one)
     for start in range(0, len(images), batch):
         part = images[start : start + batch]
         pieces = [part[i : i + size] for i in range(0, len(part), size)]
-        found = [run(one, piece, size) for piece in pieces]
+        found = [run(_filled(piece, size)) for piece in pieces]
         yield _joined(found, [len(piece) for piece in pieces], size)
 
 
@@ -278,52 +282,32 @@ def _filled(part: npt.NDArray[np.float32], size: int) -> npt.NDArray[np.float32]
     return np.resize(part, (size, *part.shape[1:])) if len(part) < size else part
 
 
-def _qonnx(one: Runnable, part: npt.NDArray[np.float32], size: int) -> Tensors:
-    from importlib.metadata import version
-
+def _qonnx(one: Runnable, size: int) -> Run:
     from qonnx.core.modelwrapper import ModelWrapper
     from qonnx.core.onnx_exec import execute_onnx
 
-    model = _sized(one.model, size)
-    feed = {model.graph.input[0].name: _filled(part, size)}
-    try:
-        with np.errstate(over="ignore"):
-            found = execute_onnx(ModelWrapper(model), feed, return_full_exec_context=True)
-    except Exception as error:  # qonnx raises plain Exception, AssertionError and others
-        raise ToolError("qonnx", version("qonnx"), str(error)) from error
-    made = (name for node in model.graph.node for name in node.output)
-    return {name: found[name] for name in made if found.get(name) is not None}
+    wrapper = ModelWrapper(with_batch(one.model, size))
+    made = [name for node in one.model.graph.node for name in node.output]
+    name = one.model.graph.input[0].name
+
+    def run(part: npt.NDArray[np.float32]) -> Tensors:
+        try:
+            with np.errstate(over="ignore"):
+                found = execute_onnx(wrapper, {name: part}, return_full_exec_context=True)
+        except Exception as error:  # qonnx raises plain Exception, AssertionError and others
+            raise ToolError("qonnx", version("qonnx"), str(error)) from error
+        return {name: found[name] for name in made if found.get(name) is not None}
+
+    return run
 
 
-def _onnxruntime(one: Runnable, part: npt.NDArray[np.float32], size: int) -> Tensors:
-    import onnxruntime
-
+def _onnxruntime(one: Runnable) -> Run:
     model = copy.deepcopy(one.model)
     if any(node.domain == DOMAIN for node in model.graph.node):
         model = with_functions(model)
     known = {output.name for output in model.graph.output}
     names = [name for node in model.graph.node for name in node.output if name not in known]
     model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names)
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    try:
-        session = onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
-        found = session.run(None, {session.get_inputs()[0].name: _filled(part, size)})
-    except Exception as error:  # its exceptions share no other base
-        raise ToolError("onnxruntime", onnxruntime.__version__, str(error)) from error
-    return dict(zip([o.name for o in session.get_outputs()], found, strict=True))
-
-
-def _sized(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
-    """Return a copy whose open first sizes are the batch: qonnx allocates tensors beforehand."""
-    result = copy.deepcopy(model)
-    graph = result.graph
-    for info in (*graph.input, *graph.output, *graph.value_info):
-        dims = info.type.tensor_type.shape.dim
-        if dims and not dims[0].HasField("dim_value"):
-            dims[0].dim_value = batch
-    return result
+    outputs = [output.name for output in model.graph.output]
+    run = onnxruntime_of(model)
+    return lambda part: dict(zip(outputs, run(part), strict=True))

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run QONNX files, and compare them with the exact executor."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 
 from lutwise.errors import DataError, MismatchError, ToolError
-from lutwise.export.graph import BATCH
 from lutwise.quant.executor import execute
 from lutwise.quant.network import Network
 
@@ -20,8 +20,10 @@ __all__ = [
     "AgreementReport",
     "Executor",
     "compare",
+    "onnxruntime_of",
     "run_onnxruntime",
     "run_qonnx",
+    "with_batch",
 ]
 
 
@@ -108,7 +110,7 @@ def run_qonnx(
 
     _check_images(model, images)
     batch = max(1, min(batch, len(images)))
-    wrapper = ModelWrapper(_with_batch(model, batch))
+    wrapper = ModelWrapper(with_batch(model, batch))
     name, output = model.graph.input[0].name, model.graph.output[0].name
 
     def run(part: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -149,23 +151,50 @@ def run_onnxruntime(
         DataError: The images do not fit the input.
         ToolError: ONNX Runtime fails.
     """
+    _check_images(model, images)
+    run = onnxruntime_of(model, threads=threads)
+    return np.concatenate([run(part)[0] for part in _batches(images, batch)])
+
+
+def onnxruntime_of(
+    model: onnx.ModelProto, *, threads: int = 1
+) -> Callable[[npt.NDArray[np.float32]], list[npt.NDArray[Any]]]:
+    """Return what gives all outputs of a file for a batch, from one session of ONNX Runtime.
+
+    Args:
+        model: The file; its quantizers need bodies.
+        threads: Of one operator.
+
+    Raises:
+        ToolError: ONNX Runtime fails, now or when it runs.
+    """
     import onnxruntime
 
-    _check_images(model, images)
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3  # errors; they are raised as well
+
+    def failed(error: Exception) -> ToolError:
+        return ToolError("onnxruntime", onnxruntime.__version__, str(error))
+
     try:
         session = onnxruntime.InferenceSession(
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
-        name = session.get_inputs()[0].name
-        parts = [session.run(None, {name: part})[0] for part in _batches(images, batch)]
     except Exception as error:  # its exceptions share no other base
-        raise ToolError("onnxruntime", onnxruntime.__version__, str(error)) from error
-    return np.concatenate(parts)
+        raise failed(error) from error
+    name = session.get_inputs()[0].name
+
+    def run(part: npt.NDArray[np.float32]) -> list[npt.NDArray[Any]]:
+        try:
+            found: list[npt.NDArray[Any]] = session.run(None, {name: part})
+        except Exception as error:
+            raise failed(error) from error
+        return found
+
+    return run
 
 
 def compare(
@@ -245,13 +274,13 @@ def _check_images(model: onnx.ModelProto, images: npt.NDArray[np.float32]) -> No
         )
 
 
-def _with_batch(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
-    """Return a copy with a fixed batch: qonnx allocates every tensor beforehand."""
+def with_batch(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
+    """Return a copy whose open first sizes are the batch: qonnx allocates tensors beforehand."""
     result = onnx.ModelProto()
     result.CopyFrom(model)
     graph = result.graph
     for info in [*graph.input, *graph.output, *graph.value_info]:
-        for dim in info.type.tensor_type.shape.dim:
-            if dim.dim_param == BATCH:
-                dim.dim_value = batch
+        dims = info.type.tensor_type.shape.dim
+        if dims and not dims[0].HasField("dim_value"):
+            dims[0].dim_value = batch
     return result

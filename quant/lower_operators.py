@@ -21,11 +21,11 @@ from lutwise.errors import UnsupportedLayerError
 from lutwise.quant.graph import ChannelScale, PreparedModel, operation_of
 from lutwise.quant.network import Operator
 from lutwise.quant.operation import Operation
+from lutwise.quant.operators import Attributes
 
 __all__ = ["OperatorLowering"]
 
 Operand: TypeAlias = str | npt.NDArray[np.float32]
-Attributes: TypeAlias = Mapping[str, int | float | tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True)
