@@ -31,8 +31,9 @@ _FILED_PASSES: Final = 64
 """How many elementwise operations take as long as putting a node's outputs, of both models, into
 files: what costs is the pages that the kernel has to find, not the disk."""
 
-_KEPT_BY_ALLOCATOR: Final = 0.25
-"""Of the memory for activations and work, what the C library keeps of tensors that are gone."""
+_KEPT_BY_ALLOCATOR: Final = 1.0
+"""Of the memory for activations and work, what the C library keeps of tensors that are gone at
+most: blocks of other sizes leave gaps between them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

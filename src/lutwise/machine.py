@@ -10,6 +10,7 @@ __all__ = ["reuse_memory", "use_threads"]
 
 _TRIM_THRESHOLD: Final = -1
 _MMAP_MAX: Final = -4
+_ARENA_MAX: Final = -8
 """Numbers of settings in glibc's ``malloc.h``."""
 
 
@@ -32,5 +33,6 @@ def reuse_memory() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
-    # No blocks outside the heap, and the heap never shrinks.
-    return bool(mallopt(_MMAP_MAX, 0)) and bool(mallopt(_TRIM_THRESHOLD, -1))
+    # No blocks outside the heap, one heap for the threads of autograd too, and it never shrinks.
+    settings = ((_MMAP_MAX, 0), (_ARENA_MAX, 1), (_TRIM_THRESHOLD, -1))
+    return all([bool(mallopt(*setting)) for setting in settings])
