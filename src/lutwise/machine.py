@@ -35,4 +35,4 @@ def reuse_memory() -> bool:
         return False
     # No blocks outside the heap, one heap for the threads of autograd too, and it never shrinks.
     settings = ((_MMAP_MAX, 0), (_ARENA_MAX, 1), (_TRIM_THRESHOLD, -1))
-    return all([bool(mallopt(*setting)) for setting in settings])
+    return all(bool(mallopt(*setting)) for setting in settings)
