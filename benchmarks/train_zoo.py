@@ -6,7 +6,7 @@ The data is the Debian package ``dataset-fashion-mnist`` (MIT). Writes ``NAME.sa
 calibration and 2000 of the test set (200 per class) for evaluation.
 
     python benchmarks/train_zoo.py --net resnet8 --net mobilenet --epochs 10
-    python benchmarks/train_zoo.py --net vit --epochs 15
+    python benchmarks/train_zoo.py --net vit --net mlp --net cnn --epochs 15
     python benchmarks/train_zoo.py --data-only
 """
 
@@ -26,13 +26,15 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lutwise.quant.zoo.architectures import MobileNet, ResNet8
+from lutwise.quant.zoo.architectures import Cnn, Mlp, MobileNet, ResNet8
 from lutwise.quant.zoo.transformer import Vit
 
 NETS: dict[str, tuple[type[nn.Module], float]] = {
     "resnet8": (ResNet8, 6e-3),
     "mobilenet": (MobileNet, 6e-3),
     "vit": (Vit, 2e-3),
+    "mlp": (Mlp, 4e-3),
+    "cnn": (Cnn, 6e-3),
 }
 MEAN, STD = 0.2860, 0.3530
 SEED = 0

@@ -28,7 +28,7 @@ OPSET: Final = 20
 IR_VERSION: Final = 10
 """Read by every onnx and ONNX Runtime that our dependencies allow."""
 
-Attribute: TypeAlias = int | str | Sequence[int]
+Attribute: TypeAlias = int | float | str | Sequence[int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,7 @@ from torch import nn
 from lutwise.errors import ConfigError, ModelError
 from lutwise.quant.preprocessing import ChannelOrder, Interpolation, Preprocessing
 from lutwise.quant.torchvision_shim import import_timm, import_torchvision
-from lutwise.quant.zoo.architectures import MobileNet, ResNet8
+from lutwise.quant.zoo.architectures import Cnn, Mlp, MobileNet, ResNet8
 from lutwise.quant.zoo.imagenet import (
     EFFICIENTNET_LITE0_PREPROCESSING,
     SQUEEZENET1_1_PREPROCESSING,
@@ -111,6 +111,8 @@ ZOO: Final[Mapping[str, Architecture]] = {
         _small("resnet8", ResNet8),
         _small("mobilenet", MobileNet),
         _small("vit", Vit),
+        _small("mlp", Mlp),
+        _small("cnn", Cnn),
         _imagenet("efficientnet_lite0", EfficientNetLite0, EFFICIENTNET_LITE0_PREPROCESSING),
         _imagenet("squeezenet1_1", SqueezeNet1_1, SQUEEZENET1_1_PREPROCESSING),
     )

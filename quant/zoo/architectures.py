@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The nets of the built-in zoo: one residual, one depthwise, both for 28x28 grey images."""
+"""The convolutional and linear nets of the built-in zoo, for 28x28 grey images."""
+
+from itertools import pairwise
 
 from torch import Tensor, nn
 
-__all__ = ["MobileNet", "ResNet8"]
+__all__ = ["Cnn", "Mlp", "MobileNet", "ResNet8"]
 
 
 class ResidualBlock(nn.Module):
@@ -133,3 +135,56 @@ class MobileNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map images (n, channels, 28, 28) to logits (n, classes)."""
         return self.head(self.flatten(self.pool(self.features(x))))  # type: ignore[no-any-return]
+
+
+class Mlp(nn.Module):
+    """Three hidden layers of 64: 60 k parameters.
+
+    Args:
+        classes: Width of the last layer.
+        pixels: Of an image, all channels.
+
+    Reference:
+        The topology (TFC) of FINN's first example, arXiv 1612.07119, table 2.
+    """
+
+    def __init__(self, classes: int = 10, pixels: int = 784) -> None:
+        super().__init__()
+        self.flatten = nn.Flatten()
+        widths = (pixels, 64, 64, 64)
+        self.layers = nn.Sequential(
+            *(
+                nn.Sequential(nn.Linear(a, b, bias=False), nn.BatchNorm1d(b), nn.ReLU())
+                for a, b in pairwise(widths)
+            )
+        )
+        self.head = nn.Linear(widths[-1], classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (n, channels, h, w) to (n, classes)."""
+        return self.head(self.layers(self.flatten(x)))  # type: ignore[no-any-return]
+
+
+class Cnn(nn.Module):
+    """A chain of three strided 3x3 convolutions and a linear layer: 11 k parameters.
+
+    Args:
+        classes: Width of the last layer.
+        channels: Image channels.
+    """
+
+    def __init__(self, classes: int = 10, channels: int = 1) -> None:
+        super().__init__()
+        widths = (channels, 8, 16, 32)
+        self.layers = nn.Sequential(
+            *(
+                nn.Sequential(nn.Conv2d(a, b, 3, 2, 1, bias=False), nn.BatchNorm2d(b), nn.ReLU())
+                for a, b in pairwise(widths)
+            )
+        )
+        self.flatten = nn.Flatten()
+        self.head = nn.Linear(widths[-1] * 16, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (n, channels, 28, 28) to (n, classes)."""
+        return self.head(self.flatten(self.layers(x)))  # type: ignore[no-any-return]
