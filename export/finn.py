@@ -43,7 +43,7 @@ def to_finn(network: Network) -> onnx.ModelProto:
     Raises:
         ExportError: A node, or a format, that FINN has no form for; it is named, with the reason.
     """
-    return _FinnGraph(network).build({})
+    return _FinnGraph(network).build()
 
 
 class _FinnGraph(IntegerGraph):

@@ -172,10 +172,12 @@ class GraphBuilder:
             self._initializers,
             value_info=[_info(v) for n, v in self._values.items() if n not in ends],
         )
+        others = {node.domain for node in self._nodes} - {"", DOMAIN}
+        opsets = [("", OPSET), (DOMAIN, 1), *((domain, OPSET) for domain in sorted(others))]
         model = helper.make_model(
             graph,
             ir_version=IR_VERSION,
-            opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, 1)],
+            opset_imports=[helper.make_opsetid(domain, version) for domain, version in opsets],
             producer_name="lutwise",
             producer_version=metadata.get("lutwise.version", ""),
         )

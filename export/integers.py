@@ -21,6 +21,7 @@ from lutwise.quant.network import Add, Conv, Linear, Network, Pool, Requantizer
 from lutwise.quant.numerics import quantize
 
 __all__ = [
+    "Counts",
     "Integers",
     "Rescale",
     "check_sums",

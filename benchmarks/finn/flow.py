@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 PART = "xczu7ev-ffvc1156-2-e"
 CLOCK_NS = 5.0
@@ -219,7 +220,7 @@ def stitch(chain: list[tuple[Any, Any]], work: Path) -> list[Path]:
     return [*packages, *files, *(path for path in shared if path not in packages)]
 
 
-def simulate(out: Path, images: np.ndarray) -> dict[str, Any]:  # type: ignore[type-arg]
+def simulate(out: Path, images: npt.NDArray[np.float32]) -> dict[str, Any]:
     """Stream images through the stitched RTL and keep what comes out."""
     from qonnx.core.modelwrapper import ModelWrapper
 
