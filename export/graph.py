@@ -14,7 +14,18 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-__all__ = ["BATCH", "DOMAIN", "IR_VERSION", "OPSET", "Attribute", "GraphBuilder", "Value"]
+from lutwise.errors import ExportError, ModelError
+
+__all__ = [
+    "BATCH",
+    "DOMAIN",
+    "IR_VERSION",
+    "OPSET",
+    "Attribute",
+    "GraphBuilder",
+    "Value",
+    "constants_of",
+]
 
 BATCH: Final = "N"
 """Name of the batch dimension."""
@@ -27,6 +38,12 @@ OPSET: Final = 20
 
 IR_VERSION: Final = 10
 """Read by every onnx and ONNX Runtime that our dependencies allow."""
+
+_TYPE_KEY: Final = "finn_datatype"
+"""Where qonnx keeps the type of a tensor."""
+
+_MOST_BYTES: Final = 2**31 - 2**24
+"""Of the constants of a file: protobuf ends at 2 GiB; the rest is for nodes, shapes and notes."""
 
 Attribute: TypeAlias = int | float | str | Sequence[int]
 
@@ -60,6 +77,7 @@ class GraphBuilder:
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: list[onnx.TensorProto] = []
         self._values: dict[str, Value] = {}
+        self._types: dict[str, str] = {}
 
     def input(self, name: str, shape: tuple[int, ...]) -> Value:
         """Declare the float32 input.
@@ -152,6 +170,15 @@ class GraphBuilder:
         to = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
         return self.node("Cast", [x], output, dtype=dtype, attributes={"to": to})
 
+    def annotate(self, value: Value, type_name: str) -> None:
+        """State the type of the numbers that a tensor holds.
+
+        Args:
+            value: The tensor.
+            type_name: As qonnx spells it, ``INT17`` or ``FIXED<17,9>``.
+        """
+        self._types[value.name] = type_name
+
     def build(
         self, *, name: str, inputs: Sequence[str], outputs: Sequence[str], metadata: dict[str, str]
     ) -> onnx.ModelProto:
@@ -162,7 +189,11 @@ class GraphBuilder:
             inputs: Names of the graph's inputs.
             outputs: Names of the graph's outputs.
             metadata: Written to ``metadata_props``.
+
+        Raises:
+            ExportError: The constants are too large for one file.
         """
+        self._check_size(name)
         ends = {*inputs, *outputs, *(i.name for i in self._initializers)}
         graph = helper.make_graph(
             self._nodes,
@@ -171,6 +202,15 @@ class GraphBuilder:
             [_info(self._values[n]) for n in outputs],
             self._initializers,
             value_info=[_info(v) for n, v in self._values.items() if n not in ends],
+        )
+        graph.quantization_annotation.extend(
+            onnx.TensorAnnotation(
+                tensor_name=tensor,
+                quant_parameter_tensor_names=[
+                    onnx.StringStringEntryProto(key=_TYPE_KEY, value=type_name)
+                ],
+            )
+            for tensor, type_name in self._types.items()
         )
         others = {node.domain for node in self._nodes} - {"", DOMAIN}
         opsets = [("", OPSET), (DOMAIN, 1), *((domain, OPSET) for domain in sorted(others))]
@@ -183,6 +223,17 @@ class GraphBuilder:
         )
         helper.set_model_props(model, metadata)
         return model
+
+    def _check_size(self, name: str) -> None:
+        """Refuse what cannot be serialized before that is tried."""
+        sizes = {i.name: len(i.raw_data) for i in self._initializers}
+        if (total := sum(sizes.values())) > _MOST_BYTES:
+            largest = max(sizes, key=lambda key: sizes[key])
+            raise ExportError(
+                f"an ONNX file holds up to {_MOST_BYTES} bytes of constants, those of {name!r} are "
+                f"{total}, the largest {largest!r} with {sizes[largest]}; export the network in "
+                "parts"
+            )
 
     def _fresh(self, name: str) -> str:
         candidate, count = name, 1
@@ -201,3 +252,31 @@ def _info(value: Value) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(
         value.name, helper.np_dtype_to_tensor_dtype(value.dtype), shape
     )
+
+
+def constants_of(model: onnx.ModelProto) -> dict[str, npt.NDArray[np.generic]]:
+    """Return what a file's initializers and ``Constant`` nodes hold, by name.
+
+    Raises:
+        ModelError: One has another size than it states.
+    """
+    found: dict[str, npt.NDArray[np.generic]] = {}
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type != "Constant" or len(node.attribute) != 1:
+            continue
+        content = node.attribute[0]
+        if content.name == "value":
+            tensors[node.output[0]] = content.t
+        elif content.name in ("value_float", "value_floats", "value_int", "value_ints"):
+            kind = np.float32 if "float" in content.name else np.int64
+            found[node.output[0]] = np.array(helper.get_attribute_value(content), dtype=kind)
+    for name, tensor in tensors.items():
+        try:
+            found[name] = numpy_helper.to_array(tensor)
+        except Exception as error:  # onnx raises ValueError, TypeError, KeyError and others
+            raise ModelError(
+                f"the constant {name!r} of shape {list(tensor.dims)} is damaged: "
+                f"{' '.join(str(error).split())[:200]}; export the file again"
+            ) from error
+    return found

@@ -15,15 +15,24 @@ import numpy.typing as npt
 
 from lutwise.export.graph import GraphBuilder, Value
 from lutwise.export.quantizers import emit_quantizer, emit_requantizer
+from lutwise.quant.accumulator import twos_complement_bits
 from lutwise.quant.network import Conv, Linear, Network
 
-__all__ = ["FLOAT32_BITS", "FLOAT64_BITS", "emit_layer", "emit_pad", "emit_taps"]
+__all__ = ["FLOAT32_BITS", "FLOAT64_BITS", "bias_bits", "emit_layer", "emit_pad", "emit_taps"]
 
 FLOAT32_BITS: Final = 24
 """Sums of at most this many magnitude bits are exact in float32."""
 
 FLOAT64_BITS: Final = 53
 """Sums of at most this many magnitude bits are exact in float64."""
+
+
+def bias_bits(node: Conv | Linear) -> int:
+    """Return the two's complement width of a layer's bias codes, 0 without bias."""
+    if not node.has_bias:
+        return 0
+    codes = [int(code) for code in node.bias_codes]
+    return twos_complement_bits(min(codes), max(codes))
 
 
 def emit_layer(b: GraphBuilder, network: Network, node: Conv | Linear, *, wide: bool) -> Value:
@@ -42,6 +51,7 @@ def emit_layer(b: GraphBuilder, network: Network, node: Conv | Linear, *, wide: 
         total = _wide_conv(b, network, node, x)
     else:
         total = _conv(b, network, node, x)
+    _annotate(b, node, total, node.accumulator.bits)
     if node.has_bias:
         # On sums of more than 24 bits that float32 was asked for, the bias at least is exact.
         if node.accumulator.magnitude_bits > FLOAT32_BITS:
@@ -120,9 +130,29 @@ def _per_channel(node: Conv | Linear, numbers: npt.NDArray[np.generic]) -> npt.N
     return numbers.reshape((-1, 1, 1) if isinstance(node, Conv) else (-1,))
 
 
-def _weights(b: GraphBuilder, node: Conv | Linear, values: npt.NDArray[np.float64]) -> Value:
-    """Put the weights' values under their quantizer, which is never folded."""
+def _annotate(b: GraphBuilder, node: Conv | Linear, value: Value, bits: int) -> None:
+    """State the type of sums or biases: integers in the accumulator's unit.
+
+    qonnx has integers and binary fractions. It has no multiples of a power of two above one; those
+    stand in the metadata alone.
+    """
+    exponent = node.accumulator.unit_exponent
+    if exponent == 0:
+        b.annotate(value, f"INT{bits}")
+    elif exponent < 0:
+        b.annotate(value, f"FIXED<{bits},{bits + exponent}>")
+
+
+def _weights(b: GraphBuilder, node: Conv | Linear, *, transposed: bool = False) -> Value:
+    """Put the weights' values under their quantizer, which is never folded.
+
+    Their bit patterns lie beside them, for readers of the file; no node reads those.
+    """
+    values, codes = node.weight_values, node.weight_codes
+    if transposed:
+        values, codes = values.T, codes.T
     held = b.constant(f"{node.name}/weight", values.astype(np.float32))
+    b.constant(f"{node.name}/weight_codes", codes)
     return emit_quantizer(
         b, node.weight_format, held, f"{node.name}/weight_quantizer", f"{node.name}/weight_values"
     )
@@ -132,7 +162,10 @@ def _add_bias(b: GraphBuilder, node: Conv | Linear, total: Value) -> Value:
     unit = Fraction(2) ** node.accumulator.unit_exponent
     numbers = np.array([float(int(code) * unit) for code in node.bias_codes], dtype=total.dtype)
     bias = b.constant(f"{node.name}/bias", _per_channel(node, numbers))
-    return b.node("Add", [total, bias], f"{node.name}/biased")
+    biased = b.node("Add", [total, bias], f"{node.name}/biased")
+    _annotate(b, node, bias, bias_bits(node))
+    _annotate(b, node, biased, node.accumulator.bits)
+    return biased
 
 
 def _times(
@@ -143,7 +176,7 @@ def _times(
 
 
 def _linear(b: GraphBuilder, network: Network, node: Linear, x: Value, *, wide: bool) -> Value:
-    weights = _weights(b, node, node.weight_values.T)
+    weights = _weights(b, node, transposed=True)
     if wide:
         x = b.cast(x, np.float64, f"{node.name}/wide_input")
         weights = b.cast(weights, np.float64, f"{node.name}/wide_weight")
@@ -154,7 +187,7 @@ def _linear(b: GraphBuilder, network: Network, node: Linear, x: Value, *, wide: 
 def _conv(b: GraphBuilder, network: Network, node: Conv, x: Value) -> Value:
     return b.node(
         "Conv",
-        [x, _weights(b, node, node.weight_values)],
+        [x, _weights(b, node)],
         f"{node.name}/sum",
         shape=network.tensors[node.output].shape,
         attributes={
@@ -204,7 +237,7 @@ def _wide_conv(b: GraphBuilder, network: Network, node: Conv, x: Value) -> Value
         )
     length = depth * len(taps)
     columns = _reshape(b, columns, (node.groups, length, pixels), f"{node.name}/columns")
-    weights = _weights(b, node, node.weight_values)
+    weights = _weights(b, node)
     rows = _reshape(b, weights, (node.groups, out // node.groups, length), f"{node.name}/rows")
     product = b.node(
         "MatMul",

@@ -16,7 +16,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from lutwise.errors import ExportError
-from lutwise.export.graph import DOMAIN, OPSET
+from lutwise.export.graph import DOMAIN, OPSET, constants_of
 
 __all__ = ["to_qcdq"]
 
@@ -66,7 +66,7 @@ class _Rewriter:
 
     def __post_init__(self) -> None:
         graph = self.model.graph
-        self.constants = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
+        self.constants = constants_of(self.model)
         self.known = {i.name: i for i in (*graph.input, *graph.output, *graph.value_info)}
 
     def run(self) -> onnx.ModelProto:
@@ -96,10 +96,10 @@ class _Rewriter:
         return result
 
     def _integer(self, node: onnx.NodeProto) -> None:
-        x, scale, zero, width = node.input[0], *(self._known(node, i) for i in (1, 2, 3))
-        bits = float(width.reshape(-1)[0])
+        x, scale, zero = node.input[0], self._scale(node), self._known(node, 2)
+        bits = self._scalar(node, 3, "bits")
         attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-        mode = attributes.get("rounding_mode", b"ROUND").decode().upper()
+        mode = attributes.get("rounding_mode", b"ROUND").decode(errors="replace").upper()
         signed, narrow = bool(attributes.get("signed", 1)), bool(attributes.get("narrow", 0))
         if mode not in ("ROUND", "HALF_EVEN"):
             raise self._refuse(node, f"it rounds by {mode!r}, QuantizeLinear half to even")
@@ -108,12 +108,16 @@ class _Rewriter:
         low, high = -(1 << int(bits) - 1) if signed else 0, (1 << int(bits) - signed) - 1
         low, high = low + (narrow and signed), high - (narrow and not signed)
         dtype = np.dtype(np.int8 if signed else np.uint8)
-        if (zero != np.round(zero)).any() or (zero < np.iinfo(dtype).min).any():
-            raise self._refuse(node, f"its zero point is {zero.reshape(-1)[0]:g}")
+        known = np.arange(np.iinfo(dtype).min, np.iinfo(dtype).max + 1)
+        if not zero.size or not np.isin(zero, known).all():
+            came = zero[~np.isin(zero, known)][0] if zero.size else "empty"
+            raise self._refuse(node, f"its zero point is {came}, {dtype} holds none such")
         zero = zero.astype(dtype)
         if x in self.constants:
-            real = self.constants[x].astype(np.float64)
-            codes = np.clip(np.round(real / scale + zero), low, high).astype(dtype)
+            # In the type of the weights, as runtimes divide: what they see as a tie stays one.
+            with np.errstate(over="ignore"):
+                real = self._finite(node, x) / scale + zero
+            codes = np.clip(np.round(real), low, high).astype(dtype)
             self._dequantize(node, self._constant(f"{x}/codes", codes), scale, zero)
             return
         x = self._float32(node, x, scale)
@@ -132,8 +136,11 @@ class _Rewriter:
         self._dequantize(node, y, scale, zero)
 
     def _float(self, node: onnx.NodeProto) -> None:
-        scale, *rest = (self._known(node, i) for i in range(1, 6))
-        e, m, bias, largest = (float(part.reshape(-1)[0]) for part in rest)
+        scale = self._scale(node)
+        e, m, bias, largest = (
+            self._scalar(node, place, what)
+            for place, what in enumerate(("exponent bits", "mantissa bits", "bias", "maximum"), 2)
+        )
         dtype = _FLOAT8.get((int(e), int(m), int(bias), largest))
         if dtype is None:
             raise self._refuse(
@@ -144,7 +151,7 @@ class _Rewriter:
         x = node.input[0]
         zero = np.zeros(scale.shape, dtype)
         if x in self.constants:
-            wide = np.clip(self.constants[x] / scale, -largest, largest)
+            wide = np.clip(self._finite(node, x) / scale, -largest, largest)
             codes = wide.astype(np.float32).astype(dtype)
             self._dequantize(node, self._constant(f"{x}/codes", codes), scale, zero)
             return
@@ -209,9 +216,38 @@ class _Rewriter:
         return names, {"axis": long[0]} if long else {}
 
     def _known(self, node: onnx.NodeProto, place: int) -> Array:
+        if place >= len(node.input):
+            raise self._refuse(node, f"it has {len(node.input)} inputs; wanted {place + 1} or more")
         if node.input[place] not in self.constants:
             raise self._refuse(node, f"its input {node.input[place]!r} is computed, not constant")
         return self.constants[node.input[place]]
+
+    def _finite(self, node: onnx.NodeProto, name: str) -> Array:
+        """Return weights, which have to be numbers: integers hold no others."""
+        numbers = self.constants[name]
+        wrong = ~np.isfinite(numbers)
+        if wrong.any():
+            at = tuple(int(i) for i in np.argwhere(wrong)[0])
+            raise self._refuse(
+                node,
+                f"{int(wrong.sum())} of the {numbers.size} weights {name!r} are not finite, the "
+                f"first at {at}: {numbers[at]}; export from a checkpoint without such weights",
+            )
+        return numbers
+
+    def _scale(self, node: onnx.NodeProto) -> Array:
+        scale = self._known(node, 1)
+        wrong = ~(np.isfinite(scale) & (scale > 0))
+        if not scale.size or wrong.any():
+            came = scale[wrong][0] if scale.size else "empty"
+            raise self._refuse(node, f"its scale is {came}; wanted positive numbers")
+        return scale
+
+    def _scalar(self, node: onnx.NodeProto, place: int, what: str) -> float:
+        numbers = self._known(node, place).astype(np.float64).reshape(-1)
+        if not numbers.size or not np.isfinite(numbers).all() or (numbers != numbers[0]).any():
+            raise self._refuse(node, f"its {what} are {numbers[:8].tolist()}; wanted one number")
+        return float(numbers[0])
 
     def _constant(self, name: str, array: Array) -> str:
         self.added[name] = numpy_helper.from_array(np.asarray(array), name)

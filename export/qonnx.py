@@ -15,7 +15,14 @@ from lutwise import __version__
 from lutwise.errors import ExportError
 from lutwise.export.functions import with_functions
 from lutwise.export.graph import GraphBuilder, Value
-from lutwise.export.layers import FLOAT32_BITS, FLOAT64_BITS, emit_layer, emit_pad, emit_taps
+from lutwise.export.layers import (
+    FLOAT32_BITS,
+    FLOAT64_BITS,
+    bias_bits,
+    emit_layer,
+    emit_pad,
+    emit_taps,
+)
 from lutwise.export.operators import emit_operator
 from lutwise.export.quantizers import (
     check_format,
@@ -24,7 +31,6 @@ from lutwise.export.quantizers import (
     emit_requantizer,
     emit_unsigned_guard,
 )
-from lutwise.quant.accumulator import twos_complement_bits
 from lutwise.quant.network import (
     MULTIPLIER_BITS,
     Add,
@@ -65,7 +71,9 @@ def to_qonnx(
     The input is float32 with a batch of any size. The output holds what the exact executor
     gives: values of the output's format, or the real numbers of a float32 output. Quantized
     tensors carry values, so that every quantizer has scale 1; scales sit in one float64
-    multiplication per layer behind the accumulator. The bodies of the quantizers are in the
+    multiplication per layer behind the accumulator. Weights are stored twice, as values that the
+    nodes read and as bit patterns beside them, that none reads; sums and biases have their types
+    as qonnx's annotations, where it has such a type. The bodies of the quantizers are in the
     file; qonnx does not look at them, other runtimes need them. The same network gives the same
     bytes.
 
@@ -87,8 +95,8 @@ def to_qonnx(
         convolution: How to write layers that float32 does not sum exactly.
 
     Raises:
-        ExportError: A format's values do not fit float32, or a pool's padding is not smaller
-            than its window.
+        ExportError: A format's values do not fit float32, a pool's padding is not smaller than
+            its window, or the constants are too large for one file.
 
     Reference:
         QONNX: arXiv 2206.07527; FloatQuant: qonnx 1.0, ``docs/qonnx-custom-ops``.
@@ -253,7 +261,6 @@ def _describe(network: Network, convolution: ConvolutionForm) -> dict[str, objec
 
 
 def _describe_layer(node: Conv | Linear, convolution: ConvolutionForm) -> dict[str, object]:
-    codes = [int(code) for code in node.bias_codes]
     wide = _is_wide(node, convolution)
     bits = node.accumulator.magnitude_bits
     return {
@@ -261,7 +268,7 @@ def _describe_layer(node: Conv | Linear, convolution: ConvolutionForm) -> dict[s
         "output": node.output,
         "weight_format": str(node.weight_format),
         "weight_scales": _fractions(node.weight_scales),
-        "bias_bits": twos_complement_bits(min(codes), max(codes)) if node.has_bias else 0,
+        "bias_bits": bias_bits(node),
         "accumulator": {
             "unit_exponent": node.accumulator.unit_exponent,
             "worst_bits": node.accumulator.worst_bits,

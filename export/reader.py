@@ -3,12 +3,12 @@
 
 Formats are read where the file states them, in its quantizers. A layer's input and output find
 theirs through nodes that keep values, scale them or add constants; its weights have to lie on the
-grid that their quantizer declares.
+grid that their quantizer declares, or get there by its rounding.
 """
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -17,21 +17,26 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import numpy_helper
 
 from lutwise.cost_models.estimate import LayerShape
-from lutwise.errors import FormatError, ModelError, UnsupportedLayerError
+from lutwise.errors import LutwiseError, ModelError, UnsupportedLayerError
+from lutwise.export.graph import constants_of
+from lutwise.export.grids import Grid, attributes_of, grid_of, widened
 from lutwise.export.qonnx import METADATA_KEY
-from lutwise.quant import numerics
 from lutwise.quant.accumulator import accumulator_for
-from lutwise.quant.formats import FloatFormat, Format, IntFormat, SpecialCodes, parse
+from lutwise.quant.formats import FloatFormat, Format, IntFormat, parse
 
 __all__ = ["load_qonnx", "read_layers"]
 
 Array = npt.NDArray[np.generic]
 
 _LAYERS: Final = ("Conv", "MatMul", "Gemm")
-_INTEGER_QUANTIZERS: Final = ("Quant", "IntQuant")
+_UNPRICED: Final = (
+    "ConvTranspose", "DeformConv", "Einsum", "ConvInteger", "MatMulInteger", "QLinearConv",
+    "QLinearMatMul", "LSTM", "GRU", "RNN", "XnorPopcountMatMul",
+)  # fmt: skip
+"""With weights, the cost model has no units for them; passing over them would price too little."""
+
 _KEEPING: Final = (
     "Identity", "Cast", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice",
     "Gather", "Pad", "MaxPool", "Concat", "Relu", "Clip",
@@ -48,8 +53,10 @@ _FINISHING: Final = (
 def load_qonnx(path: str | Path) -> onnx.ModelProto:
     """Load a QONNX file, and infer the shapes that it does not state.
 
+    Weights in files beside it are loaded; those outside its folder are refused, as onnx does.
+
     Raises:
-        ModelError: The file is missing or damaged.
+        ModelError: The file is missing or damaged, or weights beside it are.
     """
     path = Path(path)
     if not path.is_file():
@@ -58,15 +65,31 @@ def load_qonnx(path: str | Path) -> onnx.ModelProto:
         model = onnx.load(path)
         if not model.graph.node:
             raise ValueError("it holds no graph")
+        _check(model)
         if {v.name for v in model.graph.value_info} >= _made(model):
             return model
         return _with_shapes(model)
     except Exception as error:
-        # protobuf, the reader of weights and qonnx each raise errors of their own
+        # protobuf, the reader of weights, the checker and qonnx each raise errors of their own
         raise ModelError(
             f"{path} is no valid QONNX file, or weights beside it are missing: "
             f"{' '.join(str(error).split())[:300]}; export it again"
         ) from error
+
+
+def _check(model: onnx.ModelProto) -> None:
+    """Refuse what is no graph: tensors that nothing makes, loops, operators without inputs."""
+    for node in model.graph.node:
+        texts: Iterable[object] = (node.op_type, node.name, *node.input, *node.output)
+        for text in texts:
+            if not isinstance(text, str):  # protobuf gives bytes where they are no UTF-8
+                raise ValueError(f"the name {text!r} is no text")
+    try:
+        onnx.checker.check_model(model)
+    except onnx.checker.ValidationError as error:
+        # Operators that onnx does not know are named where they matter, by what meets them.
+        if "No Op registered" not in str(error):
+            raise
 
 
 def _made(model: onnx.ModelProto) -> set[str]:
@@ -94,24 +117,24 @@ def read_layers(model: onnx.ModelProto) -> tuple[LayerShape, ...]:
         model: As `load_qonnx` gives it.
 
     Raises:
-        UnsupportedLayerError: A layer without quantizers, or of a format wider than 8 bits.
-        ModelError: Weights that are not on the grid that their quantizer declares, no layer at
-            all, or sizes that the file leaves open.
+        UnsupportedLayerError: A layer without quantizers, of a format wider than 8 bits, or of an
+            operator that is not priced.
+        ModelError: Weights that are not finite, or not on the grid that their quantizer declares
+            where it does not round to the nearest; no layer at all; sizes that the file leaves
+            open.
     """
     graph = _Graph(model)
+    for node in model.graph.node:
+        if node.op_type in _UNPRICED and any(i and i in graph.fixed for i in node.input):
+            raise UnsupportedLayerError(
+                f"{node.op_type} {(node.name or node.output[0])!r} has weights and is not priced; "
+                f"wanted {', '.join(_LAYERS)} for all layers"
+            )
     found = [graph.layer(node) for node in model.graph.node if node.op_type in _LAYERS]
     layers = tuple(layer for layer in found if layer is not None)
     if not layers:
         raise ModelError("the file has no Conv, MatMul or Gemm with constant weights")
     return layers
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Grid:
-    """What a quantizer says: real numbers are values of the format times the scale."""
-
-    format: Format
-    scale: npt.NDArray[np.float64]
 
 
 @dataclass(slots=True)
@@ -122,6 +145,7 @@ class _Graph:
     makers: dict[str, onnx.NodeProto] = field(init=False)
     readers: dict[str, list[onnx.NodeProto]] = field(init=False)
     constants: dict[str, Array] = field(init=False)
+    fixed: set[str] = field(init=False)
     shapes: dict[str, tuple[int | None, ...]] = field(init=False)
     stated: dict[str, Format] = field(init=False)
     real: set[str] = field(init=False)
@@ -134,10 +158,12 @@ class _Graph:
         for node in graph.node:
             for name in node.input:
                 self.readers.setdefault(name, []).append(node)
-        self.constants = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
+        self.constants = constants_of(self.model)
+        # What no input of the graph changes. An input that is left out has an empty name.
+        self.fixed = {*self.constants, ""}
         for node in graph.node:
-            if node.op_type == "Constant":
-                self.constants[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
+            if all(name in self.fixed for name in node.input):
+                self.fixed.update(node.output)
         self.shapes = {
             info.name: tuple(
                 dim.dim_value if dim.HasField("dim_value") else None
@@ -145,31 +171,34 @@ class _Graph:
             )
             for info in (*graph.input, *graph.output, *graph.value_info)
         }
-        notes = {p.key: p.value for p in self.model.metadata_props}.get(METADATA_KEY)
-        described: Mapping[str, Any] = json.loads(notes) if notes else {}
-        # `FloatQuant` has no sign of its own, our notes do; and they say where numbers are real.
-        tensors = described.get("tensors", {})
-        self.stated = {n: _parsed(t["format"]) for n, t in tensors.items() if t["format"]}
-        self.real = {name for name, tensor in tensors.items() if not tensor["format"]}
-        self.names = {layer["name"]: layer["name"] for layer in described.get("layers", ())}
+        described = _notes(self.model)
+        try:
+            # `FloatQuant` has no sign of its own, our notes do; and they say where numbers are
+            # real.
+            tensors = described.get("tensors", {})
+            self.stated = {n: _parsed(t["format"]) for n, t in tensors.items() if t["format"]}
+            self.real = {name for name, tensor in tensors.items() if not tensor["format"]}
+            self.names = {layer["name"]: layer["name"] for layer in described.get("layers", ())}
+        except (LutwiseError, AttributeError, KeyError, TypeError) as error:
+            raise _damaged_notes(error) from error
 
     def layer(self, node: onnx.NodeProto) -> LayerShape | None:
         """Return a layer, or None for a product of two activations."""
-        place = next((i for i in (1, 0) if self._is_constant(node.input[i])), None)
+        place = next((i for i in (1, 0) if node.input[i] and node.input[i] in self.fixed), None)
         if place is None:
             return None
         name = self._name(node)
         weights, values = self._weights(node, place, name)
-        source = self._input_grid(node.input[1 - place])
-        if source is None:
+        source = self._input_grid(node.input[1 - place], f"{node.op_type} {name!r}")
+        if (source.scale != source.scale.reshape(-1)[0]).any():
             raise UnsupportedLayerError(
-                f"{node.op_type} {name!r}: its input has no quantizer (Quant, FloatQuant or "
-                "DequantizeLinear), so its price is unknown; quantize it first"
+                f"{node.op_type} {name!r}: its input has {source.scale.size} scales, so that its "
+                "products have no common unit; quantize it with one scale"
             )
         outputs, dot = values.shape
         pixels = self._pixels(node, place, outputs, name)
         end, target = self._finish(node.output[0])
-        bias = self._bias(node, end, outputs)
+        bias = self._bias(node, end, outputs, name)
         unit = 2.0 ** (weights.format.unit_exponent + source.format.unit_exponent)
         step = weights.scale.reshape(-1) * source.scale.reshape(-1)[0] * unit
         codes = np.array([round(Fraction(b)) for b in np.divide(bias, step)], dtype=object)
@@ -194,143 +223,66 @@ class _Graph:
 
     # ------------------------------------------------------------------ weights
 
-    def _is_constant(self, name: str) -> bool:
-        """Return whether no input of the graph changes a tensor."""
-        if name in self.constants or not name:
-            return True
-        maker = self.makers.get(name)
-        return maker is not None and all(map(self._is_constant, maker.input))
-
     def _weights(
         self, node: onnx.NodeProto, place: int, name: str
-    ) -> tuple[_Grid, npt.NDArray[np.float64]]:
+    ) -> tuple[Grid, npt.NDArray[np.float64]]:
         """Return the grid of a layer's weights, and their values, shape (out, products)."""
-        grid: _Grid | None = None
-        moves: list[onnx.NodeProto] = []
+        where = f"{node.op_type} {name!r}"
+        grid: Grid | None = None
+        moves: list[tuple[onnx.NodeProto, Grid | None]] = []
         at = node.input[place]
         while at not in self.constants:
             maker = self.makers[at]
-            if (found := self._grid(maker)) is not None and grid is None:
-                grid = found
-                moves = [*moves, maker]
-            elif maker.op_type in ("Transpose", "Reshape", "Cast", "Identity"):
-                moves = [*moves, maker]
-            else:
+            found = self._grid(maker) if grid is None else None
+            grid = grid or found
+            if found is None and maker.op_type not in ("Transpose", "Reshape", "Cast", "Identity"):
                 raise UnsupportedLayerError(
-                    f"{node.op_type} {name!r}: its weights pass through {maker.op_type} "
-                    f"{maker.name!r}; wanted a quantizer, and moves only"
+                    f"{where}: its weights pass through {maker.op_type} {maker.name!r}; wanted a "
+                    "quantizer, and moves only"
                 )
+            moves.append((maker, found))
             at = maker.input[0]
         if grid is None:
             raise UnsupportedLayerError(
-                f"{node.op_type} {name!r}: its weights have no quantizer, so their format is "
-                "unknown; export them under a Quant or FloatQuant node"
+                f"{where}: its weights have no quantizer, so their format is unknown; export them "
+                "under a Quant or FloatQuant node"
             )
-        numbers = self.constants[at].astype(np.float64)
-        scale = np.broadcast_to(grid.scale, numbers.shape)
-        values = self._on_grid(numbers / scale, grid.format, f"{node.op_type} {name!r}")
-        for move in reversed(moves):
-            values, scale = (self._moved(move, a) for a in (values, scale))
-        rows = [_rows(node, place, array) for array in (values, scale)]
-        per_channel = _Grid(format=grid.format, scale=rows[1][:, 0])
-        return per_channel, rows[0]
-
-    @staticmethod
-    def _on_grid(
-        numbers: npt.NDArray[np.float64], fmt: Format, where: str
-    ) -> npt.NDArray[np.float64]:
-        values = numerics.quantize(fmt, numbers)
-        wrong = np.abs(values - numbers) > 1e-5 * np.abs(values) + 1e-30
-        if wrong.any():
-            at = tuple(int(i) for i in np.argwhere(wrong)[0])
-            raise ModelError(
-                f"{where}: {int(wrong.sum())} of {wrong.size} weights are not on the grid of "
-                f"{fmt} that their quantizer declares, the first at {at}: {numbers[at]:g} times "
-                "the scale; write quantized weights into the file"
+        # lutwise writes weights that are quantized already: others mean that the file is damaged.
+        strict = name in self.names
+        arrays: tuple[Array, ...] = (self.constants[at],)
+        for move, found in reversed(moves):
+            if found is not None:
+                arrays = found.values(arrays[0], where, strict=strict)
+            else:
+                arrays = tuple(self._moved(move, array, where) for array in arrays)
+        values, scale = (_rows(node, place, array.astype(np.float64)) for array in arrays)
+        if (scale != scale[:, :1]).any():
+            raise UnsupportedLayerError(
+                f"{where}: its weights have several scales within one output; units with one for "
+                "each output are priced"
             )
-        return values
+        return Grid(format=grid.format, scale=scale[:, 0]), values
 
-    def _moved(
-        self, move: onnx.NodeProto, array: npt.NDArray[np.float64]
-    ) -> npt.NDArray[np.float64]:
+    def _moved(self, move: onnx.NodeProto, array: Array, where: str) -> Array:
         if move.op_type == "Transpose":
-            order = _attributes(move).get("perm")
-            return array.transpose(order)
+            return array.transpose(attributes_of(move).get("perm"))
         if move.op_type == "Reshape":
-            wanted = [int(d) for d in self.constants[move.input[1]].reshape(-1).tolist()]
+            shape = self.constants.get(move.input[1])
+            if shape is None:
+                raise UnsupportedLayerError(
+                    f"{where}: its weights are reshaped by {move.name!r} to a computed shape; "
+                    "wanted a constant one"
+                )
+            wanted = [int(d) for d in shape.reshape(-1).tolist()]
             return array.reshape([array.shape[i] if d == 0 else d for i, d in enumerate(wanted)])
         return array
 
     # ------------------------------------------------------------------ quantizers
 
-    def _grid(self, node: onnx.NodeProto) -> _Grid | None:
+    def _grid(self, node: onnx.NodeProto) -> Grid | None:
         """Return what a quantizer says, None for other nodes."""
-        if node.op_type in _INTEGER_QUANTIZERS:
-            scale, zero, bits = (self._known(node, i) for i in (1, 2, 3))
-            self._refuse_offset(node, zero)
-            attributes = _attributes(node)
-            width = float(bits.reshape(-1)[0])
-            if width != int(width) or not 2 <= width <= 8:
-                raise UnsupportedLayerError(
-                    f"{node.op_type} {node.name!r} has {width:g} bits; wanted 2 to 8"
-                )
-            fmt: Format = IntFormat(
-                bits=int(width),
-                signed=bool(attributes.get("signed", 1)),
-                narrow=bool(attributes.get("narrow", 0)) and bool(attributes.get("signed", 1)),
-            )
-            return _Grid(format=fmt, scale=scale.astype(np.float64))
-        if node.op_type == "FloatQuant":
-            return self._float_grid(node)
-        if node.op_type == "DequantizeLinear":
-            zero = self._known(node, 2) if len(node.input) > 2 else np.zeros((), np.int8)
-            self._refuse_offset(node, zero)
-            fmt = IntFormat(bits=8 * zero.dtype.itemsize, signed=zero.dtype.kind == "i")
-            step = self._known(node, 1).astype(np.float64)
-            return _Grid(format=fmt, scale=step)
-        return None
-
-    def _float_grid(self, node: onnx.NodeProto) -> _Grid:
-        scale, e, m, bias, largest = (self._known(node, i) for i in range(1, 6))
-        attributes = _attributes(node)
-        special = SpecialCodes.NONE
-        if attributes.get("has_inf", 0):
-            special = SpecialCodes.IEEE
-        elif attributes.get("has_nan", 0):
-            special = SpecialCodes.NAN
-        try:
-            fmt = FloatFormat(
-                exponent_bits=int(e.reshape(-1)[0]),
-                mantissa_bits=int(m.reshape(-1)[0]),
-                signed=not self._is_positive(node.input[0]) or int(e) + int(m) > 7,
-                special=special,
-            )
-        except FormatError as error:
-            raise UnsupportedLayerError(f"FloatQuant {node.name!r}: {error}") from error
-        wanted, limit = fmt.bias, min(fmt.max_value, float(largest.reshape(-1)[0]))
-        if float(bias.reshape(-1)[0]) != wanted or limit != fmt.max_value:
-            raise UnsupportedLayerError(
-                f"FloatQuant {node.name!r} has the exponent bias {float(bias.reshape(-1)[0]):g} "
-                f"and the maximum {float(largest.reshape(-1)[0]):g}; {fmt} has {wanted} and "
-                f"{fmt.max_value:g}"
-            )
-        return _Grid(format=fmt, scale=scale.astype(np.float64))
-
-    def _known(self, node: onnx.NodeProto, place: int) -> Array:
-        name = node.input[place]
-        if name not in self.constants:
-            raise UnsupportedLayerError(
-                f"{node.op_type} {node.name!r}: its input {name!r} is computed; wanted a constant"
-            )
-        return self.constants[name]
-
-    @staticmethod
-    def _refuse_offset(node: onnx.NodeProto, zero: Array) -> None:
-        if np.any(zero != 0):
-            raise UnsupportedLayerError(
-                f"{node.op_type} {node.name!r} has a zero point of {zero.reshape(-1)[0]}; units "
-                "without one are priced"
-            )
+        positive = bool(node.input) and self._is_positive(node.input[0])
+        return grid_of(node, self.constants, positive=positive)
 
     def _is_positive(self, name: str) -> bool:
         """Return whether a tensor comes out of a clamp at zero or above."""
@@ -346,28 +298,43 @@ class _Graph:
 
     # ------------------------------------------------------------------ what surrounds a layer
 
-    def _input_grid(self, name: str) -> _Grid | None:
+    def _input_grid(self, name: str, where: str) -> Grid:
         """Return the grid of a tensor, found through nodes that keep or scale its values."""
         factor = 1.0
         while (maker := self.makers.get(name)) is not None:
             grid = self._grid(maker)
             if grid is not None:
                 fmt = self.stated.get(name, grid.format)
-                return _Grid(format=fmt, scale=grid.scale * factor)
-            if maker.op_type in ("Mul", "Div"):
-                constant = next(
-                    (self.constants[i] for i in maker.input if i in self.constants), None
-                )
-                if constant is None or constant.size != 1:
-                    return None
-                number = float(constant.reshape(-1)[0])
-                factor *= number if maker.op_type == "Mul" else 1 / number
-                name = next(i for i in maker.input if i not in self.constants)
-                continue
-            if maker.op_type not in _KEEPING:
-                return None
-            name = maker.input[0]
-        return None
+                return Grid(format=fmt, scale=grid.scale * factor)
+            if (scaled := self._scaling(maker)) is not None:
+                name, factor = scaled[0], factor * scaled[1]
+            elif maker.op_type in _KEEPING and maker.input:
+                name = maker.input[0]
+            else:
+                break
+        origin = "the input of the file"
+        if maker is not None:
+            origin = f"{maker.op_type} {(maker.name or maker.output[0])!r}"
+        raise UnsupportedLayerError(
+            f"{where}: its input has no quantizer (Quant, FloatQuant or DequantizeLinear), so its "
+            f"price is unknown; it comes from {origin}, which does not keep the values of a "
+            "format: quantize it behind that"
+        )
+
+    def _scaling(self, node: onnx.NodeProto) -> tuple[str, float] | None:
+        """Return what a node multiplies by one positive number, and that number."""
+        if node.op_type not in ("Mul", "Div"):
+            return None
+        constant = self.constants.get(node.input[1])
+        name = node.input[0]
+        if constant is None and node.op_type == "Mul":
+            constant, name = self.constants.get(node.input[0]), node.input[1]
+        if constant is None or constant.size != 1:
+            return None
+        number = float(constant.reshape(-1)[0])
+        if not 0 < number < np.inf:
+            return None
+        return name, number if node.op_type == "Mul" else 1 / number
 
     def _finish(self, name: str) -> tuple[list[onnx.NodeProto], Format | None]:
         """Return the nodes behind a layer's sums, and the format that they end in."""
@@ -380,14 +347,14 @@ class _Graph:
             if node.op_type not in _FINISHING:
                 break
             others = [i for i in node.input if i != name]
-            if not all(map(self._is_constant, others)):
+            if not all(name in self.fixed for name in others):
                 break
             passed.append(node)
             name = node.output[0]
         return passed, None
 
     def _bias(
-        self, node: onnx.NodeProto, passed: list[onnx.NodeProto], outputs: int
+        self, node: onnx.NodeProto, passed: list[onnx.NodeProto], outputs: int, layer: str
     ) -> npt.NDArray[np.float64]:
         """Return the real numbers that are added to a layer's sums."""
         name = node.input[2] if len(node.input) > 2 else ""
@@ -395,12 +362,25 @@ class _Graph:
             if name or after.op_type not in ("Add", "Cast", "Reshape"):
                 break
             if after.op_type == "Add":
-                name = next(i for i in after.input if self._is_constant(i))
-        while name and name not in self.constants:
-            name = self.makers[name].input[0]
+                name = next(i for i in after.input if i in self.fixed)
         if not name:
             return np.zeros(outputs)
-        return np.resize(self.constants[name].astype(np.float64).reshape(-1), outputs)
+        at = name
+        while at not in self.constants:
+            maker = self.makers.get(at)
+            if maker is None or not maker.input:
+                raise UnsupportedLayerError(
+                    f"{node.op_type} {layer!r}: its bias {name!r} is computed; wanted a constant"
+                )
+            at = maker.input[0]
+        bias = np.resize(widened(self.constants[at]).reshape(-1), outputs)
+        if not np.isfinite(bias).all():
+            raise ModelError(
+                f"{node.op_type} {layer!r}: its bias {name!r} is not finite at "
+                f"{int(np.argmin(np.isfinite(bias)))}; export it from a checkpoint without such "
+                "numbers"
+            )
+        return bias
 
     def _pixels(self, node: onnx.NodeProto, place: int, outputs: int, name: str) -> int:
         shape = self.shapes.get(node.output[0])
@@ -419,15 +399,28 @@ def _rows(
     """Return a layer's weights as (out, products)."""
     if node.op_type == "Conv":
         return array.reshape(len(array), -1)
-    if node.op_type == "Gemm" and _attributes(node).get("transB", 0):
+    if node.op_type == "Gemm" and attributes_of(node).get("transB", 0):
         return array
     if place == 0:  # weights times columns: a convolution as slices
         return array.reshape(-1, array.shape[-1])
     return np.moveaxis(array, -2, -1).reshape(-1, array.shape[-2])
 
 
-def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
-    return {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+def _notes(model: onnx.ModelProto) -> Mapping[str, Any]:
+    """Return what lutwise noted in a file, nothing for other tools' files."""
+    text = {p.key: p.value for p in model.metadata_props}.get(METADATA_KEY)
+    try:
+        found: Mapping[str, Any] = json.loads(text) if text else {}
+    except ValueError as error:
+        raise _damaged_notes(error) from error
+    return found
+
+
+def _damaged_notes(error: Exception) -> ModelError:
+    return ModelError(
+        f"the file's metadata {METADATA_KEY!r} is not what lutwise writes: "
+        f"{type(error).__name__} {' '.join(str(error).split())[:200]}; export it again"
+    )
 
 
 def _parsed(text: str) -> Format:

@@ -100,6 +100,11 @@ def test_scales_per_channel_and_zero_points(signed: int, narrow: int, bits: int)
         ({"bits": np.float32(9)}, "9 bits"),
         ({"bits": np.float32(2.5)}, "2.5 bits"),
         ({"zero": np.float32(0.5)}, "zero point is 0.5"),
+        ({"zero": np.float32(np.nan)}, "zero point is nan"),
+        ({"scale": np.float32(0)}, "its scale is 0.0; wanted positive numbers"),
+        ({"scale": np.float32(np.nan)}, "its scale is nan; wanted positive numbers"),
+        ({"bits": np.array([4, 5], np.float32)}, r"its bits are \[4.0, 5.0\]; wanted one number"),
+        ({"attributes": {"rounding_mode": b"\xf3"}}, "rounds by"),
         ({"scale": np.ones((1, 3, 7), np.float32)}, "one axis is known"),
         ({"attributes": {"rounding_mode": "FLOOR"}}, "rounds by 'FLOOR'"),
     ],
@@ -107,6 +112,36 @@ def test_scales_per_channel_and_zero_points(signed: int, narrow: int, bits: int)
 def test_quantizers_without_such_a_form_are_named(changes: dict[str, Any], reason: str) -> None:
     with pytest.raises(ExportError, match=f"Quant 'q' .*{reason}"):
         to_qcdq(foreign(**changes))
+
+
+def of_weights(numbers: Any) -> onnx.ModelProto:
+    """Return the quantizer of other tools behind weights."""
+    model = foreign(w=np.asarray(numbers, np.float32), zero=np.float32(0), attributes={"signed": 1})
+    model.graph.node[0].input[0] = "w"
+    return model
+
+
+def test_weights_are_rounded_as_runtimes_round_them() -> None:
+    """0.85 by 0.1 is just above 8.5, which float32 rounds to a tie."""
+    numbers = np.zeros((1, 3, 7), np.float32)
+    numbers[0, 0] = 0.85
+    quotient = numbers[0, 0, 0] / np.float32(0.1)
+    assert quotient == 8.5 < float(numbers[0, 0, 0]) / float(np.float32(0.1))
+    model = of_weights(numbers)
+    images = np.zeros((1, 3, 7), np.float32)
+    np.testing.assert_array_equal(run_onnxruntime(to_qcdq(model), images), run_qonnx(model, images))
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_weights_that_are_no_numbers_are_refused(number: float) -> None:
+    numbers = np.zeros((1, 3, 7))
+    numbers[0, 2, 1] = number
+    with pytest.raises(
+        ExportError,
+        match=rf"Quant 'q' .*1 of the 21 weights 'w' are not finite, the first at \(0, 2, 1\): "
+        rf"{number}; export from a checkpoint",
+    ):
+        to_qcdq(of_weights(numbers))
 
 
 def test_old_files_are_refused() -> None:

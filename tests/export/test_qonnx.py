@@ -12,14 +12,15 @@ import onnx
 import pytest
 from qonnx.core.modelwrapper import ModelWrapper
 from qonnx.transformation.infer_datatypes import InferDataTypes
+from qonnx.util.cleanup import cleanup_model
 
 from lutwise.errors import ExportError
 from lutwise.export.qonnx import METADATA_KEY, ConvolutionForm, to_qonnx
-from lutwise.export.run import compare
+from lutwise.export.run import compare, run_onnxruntime, run_qonnx, with_batch
 from lutwise.quant.accumulator import accumulator_for
 from lutwise.quant.formats import parse_element, parse_weight
 from lutwise.quant.network import Linear, Network, Pool, Quantize, Requantizer, Tensor
-from lutwise.quant.numerics import encode
+from lutwise.quant.numerics import decode, encode
 
 INT8 = parse_element("int8")
 UINT4 = parse_element("uint4")
@@ -239,6 +240,106 @@ def test_weights_are_kept_as_values_under_their_quantizer(sketch: Any) -> None:
         np.testing.assert_array_equal(kept, layer.weight_values)
         readers = [n for n in model.graph.node if f"{layer.name}/weight" in n.input]
         assert [n.op_type for n in readers] == ["Quant"]
+
+
+@pytest.mark.parametrize("net", [chain, residual])
+def test_weight_codes_lie_beside_the_weights(sketch: Any, net: Callable[[Any], str]) -> None:
+    s = sketch(seed=3)
+    network = s.network(net(s))
+    model = to_qonnx(network)
+    constants = {i.name: onnx.numpy_helper.to_array(i) for i in model.graph.initializer}
+    read = {name for node in model.graph.node for name in node.input}
+
+    for layer in network.layers():
+        codes = constants[f"{layer.name}/weight_codes"]
+        assert codes.dtype == np.uint8
+        assert f"{layer.name}/weight_codes" not in read
+        np.testing.assert_array_equal(
+            decode(layer.weight_format, codes), constants[f"{layer.name}/weight"]
+        )
+
+
+def bare(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a file without what no runtime needs: codes of weights and annotations."""
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    kept = [i for i in model.graph.initializer if not i.name.endswith("/weight_codes")]
+    del result.graph.initializer[:], result.graph.quantization_annotation[:]
+    result.graph.initializer.extend(kept)
+    return result
+
+
+@pytest.mark.parametrize("net", [chain, residual, wide_convolutions, layerwise])
+def test_codes_and_annotations_change_no_bit(sketch: Any, net: Callable[[Any], str]) -> None:
+    s = sketch(seed=5)
+    model, images = to_qonnx(s.network(net(s))), s.images(20)
+
+    found = run_qonnx(model, images)
+    assert found.tobytes() == run_qonnx(bare(model), images).tobytes()
+    assert found.tobytes() == run_onnxruntime(model, images).tobytes()
+
+    cleaned = cleanup_model(ModelWrapper(with_batch(model, 20))).model
+    assert not any("weight_codes" in i.name for i in cleaned.graph.initializer)
+    np.testing.assert_array_equal(run_qonnx(cleaned, images, batch=20), found)
+
+
+@pytest.mark.parametrize("net", [chain, depthwise, wide_convolutions, clamps])
+def test_sums_and_biases_have_the_types_of_their_widths(
+    sketch: Any, net: Callable[[Any], str]
+) -> None:
+    s = sketch(seed=5)
+    network = s.network(net(s))
+    model = ModelWrapper(to_qonnx(network))
+
+    fractions = 0
+    for layer in network.layers():
+        unit = Fraction(2) ** layer.accumulator.unit_exponent
+        for tensor in ("sum", "biased"):
+            found = model.get_tensor_datatype(f"{layer.name}/{tensor}")
+            assert found.bitwidth() == layer.accumulator.bits
+            assert Fraction(found.min()) == -(2 ** (layer.accumulator.bits - 1)) * unit
+            assert found.is_integer() == (unit == 1)
+            fractions += not found.is_integer()
+        bias = f"{layer.name}/bias"
+        found = model.get_tensor_datatype(bias)
+        assert found.allowed(model.get_initializer(bias)).all()
+        # One bit less would not do.
+        largest = max(max(codes := layer.bias_codes.tolist()), -min(codes) - 1)
+        assert found.bitwidth() == largest.bit_length() + 1
+    assert (fractions == 0) == (net is chain)
+    annotated = {a.tensor_name for a in model.graph.quantization_annotation}
+    assert not any("weight" in name for name in annotated)
+
+
+def test_units_above_one_are_left_to_the_metadata(sketch: Any) -> None:
+    # Its values are -2, 0 and 2.
+    s = sketch(seed=5)
+    coarse = parse_element("e1m0")
+    assert coarse.unit_exponent > 0
+    network = s.network(s.conv(s.quantize(coarse), 4, 3, W4, UINT4))
+    model = to_qonnx(network)
+
+    assert network.nodes[1].accumulator.unit_exponent > 0
+    assert not model.graph.quantization_annotation
+    compare(network, model, s.images(20)).raise_if_differs()
+
+
+def test_constants_beyond_one_file_are_refused(
+    sketch: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s = sketch(seed=3)
+    network = s.network(chain(s))
+    size = sum(len(i.raw_data) for i in to_qonnx(network).graph.initializer)
+
+    monkeypatch.setattr("lutwise.export.graph._MOST_BYTES", size)
+    to_qonnx(network)
+    monkeypatch.setattr("lutwise.export.graph._MOST_BYTES", size - 1)
+    with pytest.raises(
+        ExportError,
+        match=rf"up to {size - 1} bytes of constants, those of 'sketch' are {size}, the largest "
+        r"'linear4/weight' with \d+; export the network in parts",
+    ):
+        to_qonnx(network)
 
 
 def test_metadata_describes_the_network(sketch: Any) -> None:
