@@ -9,8 +9,10 @@ out then gives the very codes of the exact executor.
 
 import contextlib
 import io
+import shutil
 import tempfile
 import warnings
+import weakref
 from collections.abc import Sequence
 from fractions import Fraction
 from importlib.metadata import version
@@ -23,7 +25,7 @@ import onnx
 
 from lutwise.errors import ConfigError, ToolError
 from lutwise.export.graph import Value
-from lutwise.export.integer_graph import CHANNELS_LAST_DOMAIN, IntegerGraph
+from lutwise.export.integer_graph import IntegerGraph, is_channels_last
 from lutwise.export.integers import Integers, Rescale, integers_of
 from lutwise.quant.formats import FloatFormat, Format, IntFormat
 from lutwise.quant.network import Conv, Linear, Network, Node, Quantize
@@ -95,6 +97,8 @@ class _Hls4mlGraph(IntegerGraph):
         integers = integers_of(fmt, rescale.low, rescale.high)
         if rescale.high < fmt.max_value:
             x = self._below(x, integers.high, name)
+        if rescale.low not in (0, fmt.min_value):
+            x = self._above(x, integers.low, name)
         self._round(x, fmt, integers, name, output)
 
     def _check(self, node: Node, fmt: Format) -> None:
@@ -206,17 +210,24 @@ class _Hls4mlGraph(IntegerGraph):
     def _below(self, x: Value, bound: int, name: str) -> Value:
         """Compute the lesser of x and a bound: ``bound - relu(bound - x)``."""
         for step in ("room", "rest"):
-            # hls4ml wants constants with one reader each.
-            for op, number in (("Mul", -1), ("Add", bound)):
-                held = self.graph.constant(
-                    f"{name}/{step}_{op}", np.array([number], dtype=np.float32)
-                )
-                ends = Integers(low=min(number, 0), high=max(number, 1))
-                value = self.quant(held, ends, f"{name}/{step}_{op}_quantizer")
-                x = self.graph.node(op, [x, value], f"{name}/{step}_{op}_result")
+            x = self._with("Mul", x, -1, f"{name}/{step}_Mul")
+            x = self._with("Add", x, bound, f"{name}/{step}_Add")
             if step == "room":
                 x = self.graph.node("Relu", [x], f"{name}/positive_room")
         return x
+
+    def _above(self, x: Value, bound: int, name: str) -> Value:
+        """Compute the greater of x and a bound: ``bound + relu(x - bound)``."""
+        x = self._with("Add", x, -bound, f"{name}/excess")
+        x = self.graph.node("Relu", [x], f"{name}/positive_excess")
+        return self._with("Add", x, bound, f"{name}/at_least")
+
+    def _with(self, op: str, x: Value, number: int, name: str) -> Value:
+        """Compute with an integer; hls4ml wants constants with one reader each."""
+        held = self.graph.constant(name, np.array([number], dtype=np.float32))
+        ends = Integers(low=min(number, 0), high=max(number, 1))
+        value = self.quant(held, ends, f"{name}_quantizer")
+        return self.graph.node(op, [x, value], f"{name}_result")
 
 
 def _common(factors: Sequence[Fraction]) -> tuple[list[int], int]:
@@ -260,11 +271,15 @@ class Emulation:
                 import hls4ml
         except ImportError as error:
             raise ConfigError("hls4ml is not installed: pip install 'lutwise[hls4ml]'") from error
-        self._scratch = tempfile.TemporaryDirectory() if folder is None else None
-        target = Path(self._scratch.name) if self._scratch else folder
-        assert target is not None
-        last = any(node.domain == CHANNELS_LAST_DOMAIN for node in model.graph.node)
-        self._turns = not last and len(model.graph.input[0].type.tensor_type.shape.dim) == 4
+        target = folder
+        if target is None:
+            # A TemporaryDirectory warns where its owner just goes, as a compiled file does.
+            target = Path(tempfile.mkdtemp())
+            weakref.finalize(self, shutil.rmtree, target, ignore_errors=True)
+        self._turns = (
+            not is_channels_last(model)
+            and len(model.graph.input[0].type.tensor_type.shape.dim) == 4
+        )
         noted = {entry.key: entry.value for entry in model.metadata_props}
         said = io.StringIO()
         try:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the files for FINN and hls4ml share: nodes on integers, in float32, with a batch of one."""
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from math import prod
@@ -39,10 +40,13 @@ from lutwise.quant.network import (
     Quantize,
 )
 
-__all__ = ["CHANNELS_LAST_DOMAIN", "FLAVOUR_KEY", "IntegerGraph"]
+__all__ = ["FLAVOUR_KEY", "UNITS_KEY", "IntegerGraph", "is_channels_last"]
 
 FLAVOUR_KEY: Final = "lutwise.flavour"
 """Key in ``metadata_props``: the tool that the file is for."""
+
+UNITS_KEY: Final = "lutwise.units"
+"""Key in ``metadata_props`` of the exponents of tensors' units, where they are not zero."""
 
 CHANNELS_LAST_DOMAIN: Final = "qonnx.custom_op.channels_last"
 """Of operators on images whose channels come last."""
@@ -81,6 +85,7 @@ class IntegerGraph(ABC):
     def average(self, node: Pool) -> None:
         """Write an average: sums of windows, as a depthwise convolution of ones, then rounded."""
         rescale = rescale_pool(self.network, node)
+        check_sums(node, rescale.largest.bit_length(), self.tool)
         x = self.graph.value(node.input)
         channels = self.network.tensors[node.input].shape[0]
         ones = np.ones((channels, 1, *node.kernel), dtype=np.int64)
@@ -129,7 +134,16 @@ class IntegerGraph(ABC):
 
     def metadata(self) -> dict[str, str]:
         """Return what the file notes for its tool."""
-        return {"lutwise.version": __version__, FLAVOUR_KEY: self.tool}
+        exponents = {
+            name: spec.format.unit_exponent
+            for name, spec in self.network.tensors.items()
+            if spec.format is not None and spec.format.unit_exponent
+        }
+        return {
+            "lutwise.version": __version__,
+            FLAVOUR_KEY: self.tool,
+            UNITS_KEY: json.dumps(exponents, sort_keys=True),
+        }
 
     def build(self) -> onnx.ModelProto:
         """Return the file.
@@ -175,6 +189,7 @@ class IntegerGraph(ABC):
                 if node.requantizer is None:
                     raise self.refuse(node, "it adds float tensors")
                 rescale, powers = rescale_add(network, node)
+                check_sums(node, rescale.largest.bit_length(), self.tool)
                 parts = [
                     self._times(b.value(x), power, f"{node.name}/shifted_{i}")
                     for i, (x, power) in enumerate(zip(node.inputs, powers, strict=True))
@@ -207,7 +222,7 @@ class IntegerGraph(ABC):
                 )
 
     def _layer(self, node: Conv | Linear) -> None:
-        check_sums(node, self.tool)
+        check_sums(node, node.accumulator.magnitude_bits, self.tool)
         b, shape = self.graph, self.shape(node.output)
         numbers, integers, narrow = weight_integers(node)
         source, padding = self.padding.get(node.input, (node.input, _NO_PADDING))
@@ -344,3 +359,8 @@ class IntegerGraph(ABC):
         return self.graph.node(
             "Mul", [self.graph.value(spec.name), factor], f"{spec.name}/values"
         ).name
+
+
+def is_channels_last(model: onnx.ModelProto) -> bool:
+    """Return whether a file's images have their channels last."""
+    return any(node.domain == CHANNELS_LAST_DOMAIN for node in model.graph.node)

@@ -2,6 +2,7 @@
 """Run QONNX files, and compare them with the exact executor."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from importlib.metadata import version
@@ -21,6 +22,7 @@ __all__ = [
     "Executor",
     "compare",
     "onnxruntime_of",
+    "quiet_onnxruntime",
     "run_onnxruntime",
     "run_qonnx",
     "with_batch",
@@ -116,7 +118,7 @@ def run_qonnx(
     def run(part: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         try:
             # A number next to float32's maximum rounds up to infinity before FloatQuant clips it.
-            with np.errstate(over="ignore"):
+            with np.errstate(over="ignore"), quiet_onnxruntime():
                 result: npt.NDArray[np.float32] = execute_onnx(wrapper, {name: part})[output]
         except Exception as error:  # qonnx raises plain Exception, AssertionError and others
             raise ToolError("qonnx", version("qonnx"), str(error)) from error
@@ -128,6 +130,22 @@ def run_qonnx(
         full = np.resize(part, (batch, *part.shape[1:])) if len(part) < batch else part
         parts.append(run(full)[: len(part)])
     return np.concatenate(parts)
+
+
+@contextmanager
+def quiet_onnxruntime() -> Iterator[None]:
+    """Keep ONNX Runtime from warning while qonnx uses it.
+
+    qonnx 1.0.0 runs operators on images with channels last as those of opset 1, of which ONNX
+    Runtime warns three times for each of them and call.
+    """
+    import onnxruntime
+
+    onnxruntime.set_default_logger_severity(3)
+    try:
+        yield
+    finally:
+        onnxruntime.set_default_logger_severity(2)
 
 
 def run_onnxruntime(

@@ -13,6 +13,7 @@ from lutwise.quant.formats import Format
 from lutwise.quant.graph import PreparedModel
 
 __all__ = [
+    "Interpreter",
     "QuantizedModel",
     "QuantizedWeight",
     "TensorQuantizer",
@@ -96,7 +97,7 @@ class QuantizedModel(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map images (n, c, h, w) to the output, by float32 fake quantization."""
-        return _Runner(self).run(x)  # type: ignore[no-any-return]
+        return Interpreter(self).run(x)  # type: ignore[no-any-return]
 
     def layer(self, node: fx.Node) -> nn.Conv2d | nn.Linear:
         """Return the quantized layer of a node."""
@@ -123,7 +124,9 @@ class QuantizedModel(nn.Module):
         return self.outputs[source.name]
 
 
-class _Runner(fx.Interpreter):
+class Interpreter(fx.Interpreter):
+    """Runs a quantized model node by node."""
+
     def __init__(self, model: QuantizedModel) -> None:
         super().__init__(model.graph)
         self._model = model

@@ -166,10 +166,12 @@ def _estimate(**options: Any) -> None:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def _check(**options: Any) -> None:
-    """Run two QONNX files and name the first tensor that differs.
+    """Run two executors and name the first tensor that differs.
 
-    FIRST and SECOND are files, or qonnx:FILE and onnxruntime:FILE. With FIRST alone qonnx and
-    ONNX Runtime run that file. Exit code 1 says that the outputs differ.
+    FIRST and SECOND are QONNX files, each alone or as qonnx:FILE, onnxruntime:FILE or
+    hls4ml:FILE (its C++, compiled), or finished runs, as exact:RUN (the exact executor) or
+    torch:RUN (fake quantization). With FIRST alone qonnx and ONNX Runtime run that file. Exit
+    code 1 says that the outputs differ.
     """
     from lutwise import commands
 
@@ -177,6 +179,35 @@ def _check(**options: Any) -> None:
     _print(found, options["as_json"])
     if found["output"]:
         sys.exit(1)
+
+
+@cli.command("export")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option(
+    "--for",
+    "tool",
+    type=click.Choice(["finn", "hls4ml"]),
+    required=True,
+    help="The tool that reads the file.",
+)
+@click.option(
+    "--out",
+    "-o",
+    type=click.Path(path_type=Path),
+    help="The file; RUN/model.TOOL.onnx if left out.",
+)
+@click.option("--data", help="Images to prove it on, as for run; random numbers if left out.")
+@click.option("--images", type=click.IntRange(1), default=16, show_default=True, help="At most.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def _export(**options: Any) -> None:
+    """Write the network of a finished RUN for FINN or hls4ml, and prove the file.
+
+    Minifloats become integers, exactly. The file is run in qonnx and compared with the exact
+    executor, code by code, before it is written.
+    """
+    from lutwise import commands
+
+    _print(commands.export(options), options["as_json"])
 
 
 @cli.command("convert")

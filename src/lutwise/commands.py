@@ -8,20 +8,21 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from lutwise.cost_models.estimate import Folding, estimate
 from lutwise.cost_models.from_network import layer_shapes, shapes_from_json
 from lutwise.errors import ConfigError
 from lutwise.export.check import check as run_check
-from lutwise.export.check import input_of, runnable
+from lutwise.export.flavours import Flavour, prove, to_flavour
 from lutwise.export.qcdq import to_qcdq
 from lutwise.export.reader import load_qonnx, read_layers
 from lutwise.export.report import write_run_report
-from lutwise.export.run import Executor
+from lutwise.export.runnable import NETWORK_FILE, Runnable, Runner, runnable
 from lutwise.files import locked, read_json, write_atomic
 from lutwise.job import Job, load_job
 from lutwise.machine import use_threads
@@ -33,9 +34,12 @@ from lutwise.quant.data import Split, load_data
 from lutwise.quant.formats import parse_element, parse_weight
 from lutwise.quant.lower import try_lower
 from lutwise.quant.models import load_model, zoo_names
+from lutwise.quant.network_file import load_network
+from lutwise.quant.preprocessing import Preprocessing
 from lutwise.quant.quantize import collect_samples, prepare, quantize
 from lutwise.quant.recipe import Recipe, load_recipe
 from lutwise.reporting import draw_sweep, read_sweep, run_summary
+from lutwise.run_directory import preprocessing_near
 from lutwise.shown import points_shown, steps_shown
 from lutwise.space import load_space
 from lutwise.sweep import sweep as run_sweep
@@ -46,6 +50,7 @@ __all__ = [
     "convert",
     "doctor",
     "estimate_run",
+    "export",
     "for_people",
     "report",
     "run",
@@ -54,6 +59,9 @@ __all__ = [
 ]
 
 Options = Mapping[str, Any]
+
+COMMAND: Final = ("model", "arch", "calib", "evaluation", "eval_images", "check_images")
+"""Options that a run notes, so that its model and images can be loaded again."""
 
 
 def _threads(options: Options) -> int:
@@ -95,6 +103,7 @@ def run(options: Options, changes: Mapping[str, Any]) -> dict[str, Any]:
             out,
             Steps(out / ".steps", out / "events.jsonl"),
             name=out.name,
+            command={name: options[name] for name in COMMAND},
             progress=show,
         )
         show("report")
@@ -266,24 +275,58 @@ def estimate_run(options: Options) -> dict[str, Any]:
 
 def check(options: Options) -> dict[str, Any]:
     """Do ``quantize check``."""
-    first = runnable(options["first"], Executor.QONNX)
-    other = Executor.QONNX if first.executor is Executor.ONNXRUNTIME else Executor.ONNXRUNTIME
-    second = runnable(options["second"] or str(first.path), other)
-    shape = input_of(first.model)
-    if options["data"] is None:
-        name = "normally distributed numbers, seed 0"
-        generator = np.random.default_rng(0)
-        images = generator.standard_normal((options["images"], *shape)).astype(np.float32)
-    else:
-        split = Split.EVAL if options["data"].startswith("zoo/") else None
-        data = load_data(options["data"], None, shape, split=split, limit=options["images"])
-        name, images = data.name, data.images
+    given: str = options["first"]
+    first = _runnable(given, Runner.QONNX)
+    other = Runner.QONNX if given.startswith(f"{Runner.ONNXRUNTIME}:") else Runner.ONNXRUNTIME
+    second = _runnable(options["second"] or first.name.partition(":")[2], other)
+    paths = [Path(one.name.partition(":")[2]) for one in (first, second)]
+    known = [near for path in paths if (near := preprocessing_near(path))]
+    name, images = _images(options, first.image_shape, known[0] if known else None)
     found = run_check(first, second, images, tolerance=options["tolerance"])
     return {
-        "first": str(first),
-        "second": str(second),
+        "first": first.name,
+        "second": second.name,
         "data": name,
         **asdict(found),
+        "differences": [asdict(difference) for difference in found.differences],
+    }
+
+
+def _runnable(spec: str, default: Runner) -> Runnable:
+    if spec.startswith("torch:"):
+        from lutwise.torch_run import torch_runnable
+
+        return torch_runnable(Path(spec.removeprefix("torch:")))
+    return runnable(spec, default)
+
+
+def _images(
+    options: Options, shape: tuple[int, ...], preprocessing: Preprocessing | None
+) -> tuple[str, npt.NDArray[np.float32]]:
+    """Return images to compare executors on, and what they are."""
+    if options["data"] is None:
+        generator = np.random.default_rng(0)
+        images = generator.standard_normal((options["images"], *shape)).astype(np.float32)
+        return "normally distributed numbers, seed 0", images
+    split = Split.EVAL if options["data"].startswith("zoo/") else None
+    data = load_data(options["data"], preprocessing, shape, split=split, limit=options["images"])
+    return data.name, data.images
+
+
+def export(options: Options) -> dict[str, Any]:
+    """Do ``quantize export``."""
+    folder, flavour = options["run"], Flavour(options["tool"])
+    network = load_network(folder / NETWORK_FILE)
+    model = to_flavour(network, flavour)
+    shape = network.tensors[network.input].shape
+    name, images = _images(options, shape, preprocessing_near(folder))
+    found = prove(network, model, flavour, images)
+    target = options["out"] or folder / f"model.{flavour}.onnx"
+    write_atomic(target, model.SerializeToString(deterministic=True))
+    return {
+        "written": str(target),
+        "nodes": len(model.graph.node),
+        "check": {"data": name, **asdict(found)},
     }
 
 

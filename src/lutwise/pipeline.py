@@ -20,6 +20,7 @@ from lutwise.cost_models.from_network import layer_shapes
 from lutwise.errors import MismatchError
 from lutwise.export.qonnx import to_qonnx
 from lutwise.export.run import Executor, compare
+from lutwise.export.runnable import NETWORK_FILE
 from lutwise.files import write_atomic
 from lutwise.job import Job
 from lutwise.layer_table import layer_rows, layers_csv
@@ -31,12 +32,14 @@ from lutwise.quant.diagnose import Diagnosis, diagnose
 from lutwise.quant.executor import Statistics, execute
 from lutwise.quant.lower import try_lower
 from lutwise.quant.network import Network
+from lutwise.quant.network_file import save_network
 from lutwise.quant.progress import Tell, silent
 from lutwise.quant.quantized import QuantizedModel, predict
 from lutwise.quant.recipe import GraphMode, Recipe
 from lutwise.quant.search import Trial, choose, clips_at_six, divergence, divided
 from lutwise.quant.sensitivity import affordable_images
 from lutwise.quant.state import to_state
+from lutwise.run_directory import MANIFEST, written_preprocessing
 from lutwise.workspace import Steps, code_digest, digest, sha256_of, to_json, tool_versions
 
 __all__ = ["DIAGNOSED_IMAGES", "Result", "run"]
@@ -44,12 +47,7 @@ __all__ = ["DIAGNOSED_IMAGES", "Result", "run"]
 DIAGNOSED_IMAGES: Final = 64
 _DIAGNOSIS: Final = TypeAdapter(Diagnosis)
 _RECIPE, _METRICS, _COST = "recipe.yaml", "metrics.json", "cost.json"
-_MODEL, _WEIGHTS, _LAYERS, _MANIFEST = (
-    "model.qonnx",
-    "weights.safetensors",
-    "layers.csv",
-    "manifest.json",
-)
+_MODEL, _WEIGHTS, _LAYERS = "model.qonnx", "weights.safetensors", "layers.csv"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -78,6 +76,7 @@ def run(
     steps: Steps,
     *,
     name: str,
+    command: Mapping[str, Any] | None = None,
     progress: Tell = silent,
 ) -> Result:
     """Quantize, evaluate, export, check and price; write the run directory.
@@ -88,6 +87,7 @@ def run(
         out: The run directory.
         steps: Finished steps, to continue from and add to.
         name: Of the run, for people.
+        command: Options that load the same job again, noted in the manifest.
         progress: Told about each step.
 
     Raises:
@@ -117,6 +117,7 @@ def run(
         progress("export")
         proto = to_qonnx(network)
         files[_MODEL] = proto.SerializeToString(deterministic=True)
+        files[NETWORK_FILE] = save_network(network)
         metrics["export"] = {"written": True, "checks": _check(point, network, proto)}
         progress("price")
         cost = estimate(layer_shapes(network), job.folding)
@@ -130,8 +131,8 @@ def run(
     files[_METRICS] = to_json(metrics)
     for file, content in files.items():
         write_atomic(out / file, content)
-    manifest = _manifest(job, recipe, name, out, list(files))
-    write_atomic(out / _MANIFEST, to_json(manifest))
+    manifest = _manifest(job, recipe, name, out, list(files)) | {"command": dict(command or {})}
+    write_atomic(out / MANIFEST, to_json(manifest))
     result = Result(recipe=recipe, metrics=metrics, cost=cost, layers=layers, manifest=manifest)
     _fail_on_mismatch(metrics, recipe)
     return result
@@ -303,7 +304,11 @@ def _manifest(job: Job, recipe: Recipe, name: str, out: Path, files: list[str]) 
         "seed": recipe.seed,
         "recipe_sha256": digest(recipe.model_dump(mode="json")),
         "inputs": {
-            "model": {"name": job.model.name, "sha256": job.model.sha256},
+            "model": {
+                "name": job.model.name,
+                "sha256": job.model.sha256,
+                "preprocessing": written_preprocessing(job.model.preprocessing),
+            },
             "calibration": _data_entry(job.calibration),
             "evaluation": _data_entry(job.evaluation) if job.evaluation else None,
         },

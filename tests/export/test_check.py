@@ -8,10 +8,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from lutwise.errors import ConfigError, DataError, MismatchError, ModelError, ToolError
-from lutwise.export.check import Runnable, check, input_of, runnable
+from lutwise.export.check import check
 from lutwise.export.graph import DOMAIN
 from lutwise.export.qonnx import to_qonnx
-from lutwise.export.run import Executor
+from lutwise.export.runnable import Runnable, Runner, input_of, runnable
 from lutwise.quant.formats import parse_element, parse_weight
 
 
@@ -33,20 +33,20 @@ def written(sketch: Any, folder: Path, name: str = "net.onnx", spoil: str = "") 
 
 def test_one_file_is_the_same_in_both_runtimes(sketch: Any, tmp_path: Path) -> None:
     path = written(sketch, tmp_path)
-    first = runnable(str(path), Executor.QONNX)
-    second = runnable(f"onnxruntime:{path}", Executor.QONNX)
+    first = runnable(str(path), Runner.QONNX)
+    second = runnable(f"onnxruntime:{path}", Runner.QONNX)
     assert [str(first), str(second)] == [f"qonnx:{path}", f"onnxruntime:{path}"]
     found = check(first, second, sketch(seed=1).images(20), batch=8)
     found.raise_if_differs()
     assert (found.images, found.outputs, found.differences) == (20, 100, ())
-    assert found.tensors == len({o for n in first.model.graph.node for o in n.output})
+    assert found.tensors == len(first.makers)
 
 
 def test_the_first_tensor_that_differs_is_named(sketch: Any, tmp_path: Path) -> None:
     names = {i.name for i in onnx.load(written(sketch, tmp_path)).graph.initializer}
     (bias,) = (n for n in names if n.startswith("conv") and n.endswith("/bias"))
-    one = runnable(str(written(sketch, tmp_path)), Executor.ONNXRUNTIME)
-    other = runnable(str(written(sketch, tmp_path, "other.onnx", bias)), Executor.ONNXRUNTIME)
+    one = runnable(str(written(sketch, tmp_path)), Runner.ONNXRUNTIME)
+    other = runnable(str(written(sketch, tmp_path, "other.onnx", bias)), Runner.ONNXRUNTIME)
     images = sketch(seed=1).images(20)
     found = check(one, other, images, batch=8)
     first = found.differences[0]
@@ -77,7 +77,7 @@ def file(nodes: list[onnx.NodeProto], path: Path, batch: int | str = 2) -> str:
 
 
 def make(op: str, path: Path, batch: int | str = 2) -> Runnable:
-    return runnable(file([helper.make_node(op, ["x"], ["y"])], path, batch), Executor.ONNXRUNTIME)
+    return runnable(file([helper.make_node(op, ["x"], ["y"])], path, batch), Runner.ONNXRUNTIME)
 
 
 def test_fixed_batches_and_numbers_that_are_none(tmp_path: Path) -> None:
@@ -93,16 +93,16 @@ def test_fixed_batches_and_numbers_that_are_none(tmp_path: Path) -> None:
 
 def test_what_cannot_be_compared_is_named(sketch: Any, tmp_path: Path) -> None:
     path = written(sketch, tmp_path)
-    one = runnable(str(path), Executor.QONNX)
-    with pytest.raises(ConfigError, match="executors are qonnx, onnxruntime, not 'torch'"):
-        runnable(f"torch:{path}", Executor.QONNX)
+    one = runnable(str(path), Runner.QONNX)
+    with pytest.raises(ConfigError, match="not 'tensorrt'"):
+        runnable(f"tensorrt:{path}", Runner.QONNX)
     with pytest.raises(ModelError, match="does not exist"):
-        runnable(str(tmp_path / "none.onnx"), Executor.QONNX)
+        runnable(str(tmp_path / "none.onnx"), Runner.QONNX)
     with pytest.raises(DataError, match="takes images of shape"):
         check(one, one, np.zeros((2, 7), np.float32))
     strange = runnable(
         file([helper.make_node("Strange", ["x"], ["y"], name="s")], tmp_path / "s.onnx"),
-        Executor.ONNXRUNTIME,
+        Runner.ONNXRUNTIME,
     )
     with pytest.raises(ToolError, match="onnxruntime"):
         check(strange, strange, np.zeros((2, 3), np.float32))
