@@ -241,18 +241,23 @@ def _rescale(
     )
 
 
-def check_sums(node: Conv | Linear, tool: str) -> None:
-    """Refuse a layer whose integer sums float32 does not hold.
+def check_sums(node: Conv | Linear | Add | Pool, bits: int, tool: str) -> None:
+    """Refuse a node whose integer sums float32 does not hold.
+
+    Args:
+        node: The node.
+        bits: Of the largest magnitude of a sum.
+        tool: That the file is for.
 
     Raises:
         ExportError: They need more than 24 bits.
     """
-    bits = node.accumulator.magnitude_bits
     if bits > FLOAT32_BITS:
+        terms = f" of {node.weight_format} times inputs" if isinstance(node, Conv | Linear) else ""
         raise ExportError(
-            f"{type(node).__name__} {node.name!r}: its sums of {node.weight_format} times inputs "
-            f"need {bits} bits in integers; {tool} computes in float32, which holds "
-            f"{FLOAT32_BITS}: use formats with fewer exponent bits"
+            f"{type(node).__name__} {node.name!r}: its sums{terms} need {bits} bits in integers; "
+            f"{tool} computes in float32, which holds {FLOAT32_BITS}: use formats with fewer "
+            "exponent bits, or fewer bits"
         )
 
 
