@@ -40,13 +40,16 @@ from lutwise.quant.network import (
     Quantize,
 )
 
-__all__ = ["FLAVOUR_KEY", "UNITS_KEY", "IntegerGraph", "is_channels_last"]
+__all__ = ["FLATTENED_KEY", "FLAVOUR_KEY", "UNITS_KEY", "IntegerGraph", "is_channels_last"]
 
 FLAVOUR_KEY: Final = "lutwise.flavour"
 """Key in ``metadata_props``: the tool that the file is for."""
 
 UNITS_KEY: Final = "lutwise.units"
 """Key in ``metadata_props`` of the exponents of tensors' units, where they are not zero."""
+
+FLATTENED_KEY: Final = "lutwise.flattened"
+"""Key in ``metadata_props`` of the shapes (c, h, w) of images that lie flat, channels last."""
 
 CHANNELS_LAST_DOMAIN: Final = "qonnx.custom_op.channels_last"
 """Of operators on images whose channels come last."""
@@ -143,6 +146,7 @@ class IntegerGraph(ABC):
             "lutwise.version": __version__,
             FLAVOUR_KEY: self.tool,
             UNITS_KEY: json.dumps(exponents, sort_keys=True),
+            FLATTENED_KEY: json.dumps(self.flattened, sort_keys=True),
         }
 
     def build(self) -> onnx.ModelProto:

@@ -22,7 +22,7 @@ from lutwise.errors import ConfigError, DataError, ToolError
 from lutwise.export.functions import with_functions
 from lutwise.export.graph import DOMAIN
 from lutwise.export.hls4ml import Emulation
-from lutwise.export.integer_graph import UNITS_KEY, is_channels_last
+from lutwise.export.integer_graph import FLATTENED_KEY, UNITS_KEY, is_channels_last
 from lutwise.export.reader import load_qonnx
 from lutwise.export.run import onnxruntime_of, quiet_onnxruntime, with_batch
 from lutwise.quant.executor import trace
@@ -154,17 +154,21 @@ def of_file(runner: Runner, model: onnx.ModelProto, name: str) -> Runnable:
     turned = is_channels_last(model) and len(shape) == 3
     noted = {entry.key: entry.value for entry in model.metadata_props}
     exponents: Mapping[str, int] = json.loads(noted.get(UNITS_KEY, "{}"))
+    flattened: Mapping[str, list[int]] = json.loads(noted.get(FLATTENED_KEY, "{}"))
+
+    def usual(tensor: str, found: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        if tensor in exponents:
+            found = np.ldexp(found, exponents[tensor])
+        if tensor in flattened:
+            c, h, w = flattened[tensor]
+            return found.reshape(-1, h, w, c).transpose(0, 3, 1, 2).reshape(len(found), -1)
+        return found.transpose(0, 3, 1, 2) if turned and found.ndim == 4 else found
 
     def run(images: Images, batch: int) -> Iterator[Tensors]:
         if turned:
             images = np.ascontiguousarray(images.transpose(0, 2, 3, 1))
         for tensors in _RUNS[runner](model, images, batch):
-            found = {
-                n: np.ldexp(t, exponents[n]) if n in exponents else t for n, t in tensors.items()
-            }
-            if turned:
-                found = {n: t.transpose(0, 3, 1, 2) if t.ndim == 4 else t for n, t in found.items()}
-            yield found
+            yield {tensor: usual(tensor, found) for tensor, found in tensors.items()}
 
     return Runnable(
         name=name,

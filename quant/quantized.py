@@ -132,6 +132,7 @@ class Interpreter(fx.Interpreter):
         self._model = model
 
     def run_node(self, n: fx.Node) -> Any:
+        """Run a node between its quantizers."""
         if before := self._model.layer_inputs.get(n.name):
             (source,) = self.fetch_args_kwargs_from_env(n)[0]
             return self.call_module(str(n.target), (before(source),), {})

@@ -82,6 +82,13 @@ def cli() -> None:
     show_default=True,
     help="Compare the exported file on so many images, at most.",
 )
+@click.option(
+    "--for",
+    "tools",
+    type=click.Choice(["finn", "hls4ml"]),
+    multiple=True,
+    help="Write a file for this tool as well; see `quantize export`.",
+)
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and stop.")
 def _run(**options: Any) -> None:

@@ -34,6 +34,7 @@ from lutwise.quant.data import Split, load_data
 from lutwise.quant.formats import parse_element, parse_weight
 from lutwise.quant.lower import try_lower
 from lutwise.quant.models import load_model, zoo_names
+from lutwise.quant.network import Network
 from lutwise.quant.network_file import load_network
 from lutwise.quant.preprocessing import Preprocessing
 from lutwise.quant.quantize import collect_samples, prepare, quantize
@@ -59,6 +60,9 @@ __all__ = [
 ]
 
 Options = Mapping[str, Any]
+
+_PROVEN: Final = 16
+"""Images on which a file for a tool is compared with the exact executor."""
 
 COMMAND: Final = ("model", "arch", "calib", "evaluation", "eval_images", "check_images")
 """Options that a run notes, so that its model and images can be loaded again."""
@@ -108,9 +112,17 @@ def run(options: Options, changes: Mapping[str, Any]) -> dict[str, Any]:
         )
         show("report")
         write_run_report(run_summary(result), out)
+        written = []
+        for tool in options["tools"]:
+            show(f"export for {tool}")
+            network = load_network(out / NETWORK_FILE)
+            data = job.evaluation or job.calibration
+            images = data.slice(0, _PROVEN)
+            written.append(_write_flavour(out, network, Flavour(tool), None, data.name, images))
     if not options["quiet"]:
         _warn(result.metrics["advice"])
-    return {"out": str(out), **_headline(result)}
+    found = {"out": str(out), **_headline(result)}
+    return found | {"exports": written} if written else found
 
 
 def _warn(advice: Sequence[Mapping[str, Any]]) -> None:
@@ -315,13 +327,26 @@ def _images(
 
 def export(options: Options) -> dict[str, Any]:
     """Do ``quantize export``."""
-    folder, flavour = options["run"], Flavour(options["tool"])
+    folder: Path = options["run"]
     network = load_network(folder / NETWORK_FILE)
-    model = to_flavour(network, flavour)
     shape = network.tensors[network.input].shape
     name, images = _images(options, shape, preprocessing_near(folder))
+    flavour, target = Flavour(options["tool"]), options["out"]
+    return _write_flavour(folder, network, flavour, target, name, images)
+
+
+def _write_flavour(
+    folder: Path,
+    network: Network,
+    flavour: Flavour,
+    out: Path | None,
+    name: str,
+    images: npt.NDArray[np.float32],
+) -> dict[str, Any]:
+    """Write the network of a run for a tool, proven on images of that name."""
+    model = to_flavour(network, flavour)
     found = prove(network, model, flavour, images)
-    target = options["out"] or folder / f"model.{flavour}.onnx"
+    target = out or folder / f"model.{flavour}.onnx"
     write_atomic(target, model.SerializeToString(deterministic=True))
     return {
         "written": str(target),

@@ -111,6 +111,7 @@ class _Watch(Interpreter):
         self.found: dict[str, npt.NDArray[np.float32]] = {}
 
     def run_node(self, n: fx.Node) -> Any:
+        """Run a node and keep its result."""
         result = super().run_node(n)
         if isinstance(result, torch.Tensor) and n.op != "output":
             self.found[n.name] = result.numpy()

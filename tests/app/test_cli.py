@@ -58,8 +58,8 @@ def test_run_writes_what_it_says(tmp_path: Path) -> None:
     assert [c["mismatches"] for c in result["export"]["checks"]] == [0, 0]
     manifest = json.loads((out / "manifest.json").read_text())
     assert set(manifest["outputs"]) == {
-        "recipe.yaml", "weights.safetensors", "model.qonnx", "cost.json", "layers.csv",
-        "metrics.json",
+        "recipe.yaml", "weights.safetensors", "model.qonnx", "network.safetensors", "cost.json",
+        "layers.csv", "metrics.json",
     }  # fmt: skip
     assert (out / "report.html").stat().st_size > 10_000
     assert done.stderr == ""
@@ -81,6 +81,53 @@ def test_run_writes_what_it_says(tmp_path: Path) -> None:
     assert refused.returncode == 1
     assert refused.stderr.startswith("error: FloatQuant 'stem.0/weight_values")
     assert not (tmp_path / "qcdq.onnx").exists()
+
+
+def test_files_for_tools_and_every_executor(tmp_path: Path) -> None:
+    out = tmp_path / "a"
+    done = quantize("run", "zoo/cnn", "--weights", "e2m1", "--acts", "ue2m2", "--out", out,
+                    "--for", "finn", "--check-images", 8, "--json", *FEW)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (written,) = json.loads(done.stdout)["exports"]
+    assert written["written"] == str(out / "model.finn.onnx")
+    assert written["check"]["differing"] == 0
+    assert written["check"]["numbers"] > 10_000
+
+    target = tmp_path / "h.onnx"
+    made = quantize("export", out, "--for", "hls4ml", "--out", target, "--images", 4, "--json")
+    assert made.returncode == 0, made.stderr
+    assert json.loads(made.stdout)["check"]["data"].startswith("normally distributed")
+
+    data = ("--data", "zoo/fashion_mnist", "--images", 16)
+    same = quantize("check", f"exact:{out}", out, *data, "--json")
+    assert same.returncode == 0, same.stdout
+    found = json.loads(same.stdout)
+    assert (found["second"], found["output"]) == (f"onnxruntime:{out}/model.qonnx", None)
+    assert found["tensors"] > 5
+    files = quantize("check", f"exact:{out}", out / "model.finn.onnx", *data, "--tolerance", 1e-5)
+    assert files.returncode == 0, files.stdout
+    torch = quantize("check", f"torch:{out}", f"exact:{out}", *data, "--tolerance", 1e-4, "--json")
+    apart = json.loads(torch.stdout)
+    assert apart["tensors"] == found["tensors"]
+    # Fake quantization sums in float32: codes next to a tie may differ, few do.
+    for difference in apart["differences"]:
+        if difference["tensor"] != "head":
+            assert difference["differing"] < 2e-3 * difference["numbers"]
+    moved = quantize("check", f"torch:{tmp_path}", out)
+    assert moved.returncode == 1
+    assert "network.safetensors" in moved.stderr
+
+
+def test_files_for_tools_are_refused_by_name(tmp_path: Path) -> None:
+    out = tmp_path / "a"
+    done = quantize("run", "zoo/cnn", "--weights", "int4", "--acts", "int8", "--mode", "layerwise",
+                    "--out", out, "--check-images", 0, *FEW)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    refused = quantize("export", out, "--for", "finn")
+    assert refused.returncode == 1
+    assert "has no form for FINN" in refused.stderr
+    assert "quantize the model in mode dataflow" in refused.stderr
+    assert not (out / "model.finn.onnx").exists()
 
 
 def test_run_names_the_layer_that_dominates(tmp_path: Path) -> None:
