@@ -18,7 +18,9 @@ if not __package__:  # run as a script: the benchmarks are a package of the chec
 
 from benchmarks.grid_plot import grid_png
 from benchmarks.grid_rows import bootstrap, strongest, unpacked
-from lutwise.quant.formats import parse_element
+from lutwise.cost_models.library import lut_per_mac
+from lutwise.export.integers import integers_of
+from lutwise.quant.formats import FloatFormat, IntFormat, parse_element, parse_weight
 
 DOCS = Path(__file__).parents[1] / "docs"
 DATA = DOCS / "results"
@@ -331,6 +333,132 @@ def runtimes_section(data: dict[str, Any]) -> str:
     )
 
 
+def agreement_section(data: dict[str, Any]) -> str:
+    """Return the section of `agreement.py`."""
+    cells: dict[tuple[str, str], dict[str, str]] = {}
+    for r in data["rows"]:
+        wrong = sum(r["differing"].values())
+        share = 1e6 * r["torch_codes_differing"] / r["codes"]
+        row = cells.setdefault((f"{r['topology']} ({r['net']})", r["mode"]), {})
+        row[f"`{r['weights']}`"] = f"{wrong} · {share:.0f}"
+    heads = list(next(iter(cells.values())))
+    rows = [(*key, *(row[h] for h in heads)) for key, row in cells.items()]
+    images = data["rows"][0]["images"]
+    return (
+        "\n## Executors agree\n\n`benchmarks/agreement.py`: outputs of the exported file, in qonnx "
+        "and in ONNX Runtime together, that differ from the exact executor, bit for bit · codes "
+        f"of torch's fake quantization, per million, that do; {images} images of the evaluation set. "
+        "Weights and activations of one format. torch sums in float32, so that a code next to a "
+        "tie may fall on the other side, and layers behind it follow.\n\n"
+        + table(("topology", "mode", *heads), rows)
+    )
+
+
+def finn_section(data: dict[str, Any]) -> str:
+    """Return the section of `finn_proof.py`."""
+    rows = []
+    for r in data["rows"]:
+        ran = r.get("simulation")
+        rows.append(
+            (
+                r["net"],
+                f"`{r['weights']}` / `{r['activations']}`",
+                f"{ran['differing']} of {ran['numbers']}" if ran else "HLS layers: not simulated",
+                f"{ran['cycles_per_image']:.0f}" if ran else "",
+                r["finn"]["max_cycles"],
+                r["lutwise"]["max_cycles"],
+                f"{r['finn']['luts']} + {r['finn']['dsps']} DSP",
+                f"{r['finn_in_luts']['product_luts']} + {r['finn_in_luts']['threshold_luts']}",
+                f"{r['lutwise']['mac_luts']} + {r['lutwise']['requantizer_luts']}",
+            )
+        )
+    heads = (
+        "net", "formats", "sums that differ in RTL", "cycles per image, RTL",
+        "slowest layer, FINN+", "slowest layer, lutwise", "LUTs, FINN+, its choice",
+        "products + thresholds in LUTs, FINN+", "products + requantizers, lutwise",
+    )  # fmt: skip
+    return (
+        f"\n## Through FINN+\n\n`benchmarks/finn_proof.py`: exported files in FINN+ "
+        f"{data['finn_plus']} without a vendor tool, folded to PE 1 and SIMD 1 by its target "
+        "of images per second; its RTL, stitched and run in Verilator on images of the evaluation "
+        "set, against the exact executor's sums of the last layer. FINN+'s LUTs are its analytic "
+        "estimates for whole layers, control and thresholds in distributed memory included, "
+        "and in its own choice products are in DSP blocks; ours are those of the arithmetic alone, "
+        "from synthesis, so that the two columns say different things. FINN+ has residual sums and "
+        "depthwise convolutions as HLS only, which needs a vendor tool to run.\n\n"
+        + table(heads, rows)
+    )
+
+
+def hls4ml_section(data: dict[str, Any]) -> str:
+    """Return the section of `hls4ml_proof.py`."""
+    rows = [
+        (
+            r["net"],
+            f"`{r['weights']}` / `{r['activations']}`",
+            r["images"],
+            r["against_exact"]["classes_differing"],
+            f"{r['against_exact']['largest_in_codes']:.1g}",
+            r["against_qonnx"]["classes_differing"],
+            f"{r['against_qonnx']['largest_in_codes']:.1g}",
+            r["layers"],
+        )
+        for r in data["rows"]
+    ]
+    heads = (
+        "net", "formats", "images", "classes that differ from the exact executor",
+        "largest difference (codes)", "classes that differ from qonnx",
+        "largest difference (codes)", "layers in hls4ml",
+    )  # fmt: skip
+    return (
+        f"\n## Through hls4ml\n\n`benchmarks/hls4ml_proof.py`: exported files in hls4ml "
+        f"{data['hls4ml']} (Vitis, io_parallel), its C++ compiled with g++ and run on images of "
+        "the evaluation set. A code is a unit of the last layer's sums; what is left is float32's "
+        "rounding of the output's scale.\n\n" + table(heads, rows)
+    )
+
+
+LOWERED = ("e1m2", "e2m0", "e2m1", "e3m0", "e2m2", "e2m3", "e3m1", "e2m4", "e3m2", "e4m3")
+
+
+def lowering_section() -> str:
+    """Return what minifloats cost as integers, from the library of units."""
+    rows = []
+    for name in LOWERED:
+        weights = parse_weight(name)
+        assert isinstance(weights, FloatFormat)
+        activations = parse_element(f"ue{weights.exponent_bits}m{weights.mantissa_bits + 1}")
+        native = lut_per_mac(weights, activations, 8).value
+        w, a = integers_of(weights), integers_of(activations)
+        lowered = "wider than 8 bits"
+        ratio = ""
+        if max(w.bits, a.bits) <= 8:
+            price = lut_per_mac(
+                IntFormat(bits=w.bits, narrow=True), IntFormat(bits=a.bits, signed=False), 8
+            ).value
+            lowered, ratio = f"{price:.1f}", f"{price / native:.2f}"
+        rows.append(
+            (
+                f"`{name}` / `{activations.name}`",
+                f"{w.type_name} / {a.type_name}",
+                f"{native:.1f}",
+                lowered,
+                ratio,
+                a.high - a.low,
+            )
+        )
+    heads = (
+        "minifloats", "as integers", "LUTs per MAC", "as integers", "ratio", "thresholds",
+    )  # fmt: skip
+    return (
+        "\n## Minifloats as integers\n\nWhat FINN and hls4ml are given: weights and activations "
+        "counted in the format's unit. LUTs of a dot product of 8 lanes, from the library of "
+        "synthesized units; thresholds per channel of an activation in FINN. Up to two exponent "
+        "bits integers are as cheap as minifloats or nearly so, but for `e2m0`; from three on they "
+        "are not.\n\n" + table(heads, rows)
+    )
+
+
 def recipes_section(data: dict[str, Any]) -> str:
     """Return the section of `recipes.py`."""
     nets: dict[tuple[str, str], dict[str, dict[str, str]]] = {}
@@ -389,10 +517,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--grid", type=Path, help="JSON of benchmarks/imagenet_grid.py")
     parser.add_argument("--recipes", type=Path, help="JSON of benchmarks/recipes.py")
     parser.add_argument("--runtimes", type=Path, help="JSON of benchmarks/runtimes.py")
+    parser.add_argument("--agreement", type=Path, help="JSON of benchmarks/agreement.py")
+    parser.add_argument("--finn", type=Path, help="JSON of benchmarks/finn_proof.py")
+    parser.add_argument("--hls4ml", type=Path, help="JSON of benchmarks/hls4ml_proof.py")
     args = parser.parse_args(argv)
     records = {
-        name: getattr(args, name) for name in ("kernels", "ptq", "grid", "recipes", "runtimes")
-    }
+        name: getattr(args, name)
+        for name in (
+            "kernels", "ptq", "grid", "recipes", "runtimes", "agreement", "finn", "hls4ml",
+        )
+    }  # fmt: skip
     collect(args.sweep, args.run, records)
     page = HEAD
     page += sweep_section(json.loads((DATA / "diagonal.json").read_text()))
@@ -401,13 +535,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         ("recipes", recipes_section),
         ("grid", grid_section),
         ("ptq", ptq_section),
+        ("agreement", agreement_section),
         ("runtimes", runtimes_section),
+        ("finn", finn_section),
+        ("hls4ml", hls4ml_section),
         ("kernels", kernel_section),
     )
     for name, section in sections:
         path = DATA / f"{name}.json"
         if path.exists():
             page += section(json.loads(path.read_text()))
+    page += lowering_section()
     (DOCS / "results.md").write_text(page)
 
 
