@@ -347,7 +347,7 @@ def agreement_section(data: dict[str, Any]) -> str:
     return (
         "\n## Executors agree\n\n`benchmarks/agreement.py`: outputs of the exported file, in qonnx "
         "and in ONNX Runtime together, that differ from the exact executor, bit for bit · codes "
-        f"of torch's fake quantization, per million, that do; {images} images of the evaluation set. "
+        f"of torch's fake quantization, per million, that do; {images} images to evaluate on. "
         "Weights and activations of one format. torch sums in float32, so that a code next to a "
         "tie may fall on the other side, and layers behind it follow.\n\n"
         + table(("topology", "mode", *heads), rows)

@@ -111,7 +111,11 @@ class _Watch(Interpreter):
         self.found: dict[str, npt.NDArray[np.float32]] = {}
 
     def run_node(self, n: fx.Node) -> Any:
-        """Run a node and keep its result."""
+        """Run a node and keep its result, and the quantized input of a layer."""
+        if before := self._model.layer_inputs.get(n.name):
+            source = n.all_input_nodes[0]
+            name = "input" if source.op == "placeholder" else source.name
+            self.found[f"{name}.quantized"] = before(self.env[source]).numpy()
         result = super().run_node(n)
         if isinstance(result, torch.Tensor) and n.op != "output":
             self.found[n.name] = result.numpy()
