@@ -119,19 +119,22 @@ def searched(net: nn.Module, images: torch.Tensor, settings: Recipe) -> Recipe:
 
     balanced: dict[str, Tensors] = {}
 
-    def score(change: str, candidate: Recipe) -> float:
+    def score(change: str, candidate: Recipe, count: int = calibrating) -> float:
         del change
-        key = digest(balanced_by(candidate))
+        key = f"{count} {digest(balanced_by(candidate))}"
 
         def keep(name: str, work: Callable[[], Tensors]) -> Tensors:
             if f"{name} {key}" not in balanced:
                 balanced[f"{name} {key}"] = work()
             return balanced[f"{name} {key}"]
 
-        model = quantized(net, images[:calibrating], candidate, keep=keep)
+        model = quantized(net, images[:count], candidate, keep=keep)
         return divergence(reference, predict(model, comparing, batch=25))
 
-    return choose(settings, score, clips_at_six=clips_at_six(net))[0]
+    def settle(change: str, winner: Recipe) -> float:
+        return score(change, winner, len(images))
+
+    return choose(settings, score, settle, clips_at_six=clips_at_six(net))[0]
 
 
 def quantize_theirs(net: nn.Module, images: Images, point: Point) -> Logits:

@@ -150,7 +150,7 @@ def _searched(
     reference = predict(job.model.module, comparing)
     tried = 0
 
-    def score(change: str, candidate: Recipe) -> float:
+    def score(change: str, candidate: Recipe, images: int = calibrating) -> float:
         nonlocal tried
         tried += 1
         name = f"candidate {tried} ({change})"
@@ -158,7 +158,7 @@ def _searched(
         def tell(step: str, share: float | None = None) -> None:
             progress(f"{name}: {step}", share)
 
-        point = Point(job, candidate, steps, tell, calibrating)
+        point = Point(job, candidate, steps, tell, images)
 
         def compute() -> float:
             model = point.quantized(point.prepared())
@@ -167,7 +167,10 @@ def _searched(
 
         return float(steps.json("trial", point.keys.quantized, compute))
 
-    return choose(recipe, score, clips_at_six=clips_at_six(job.model.module))
+    def settle(change: str, winner: Recipe) -> float:
+        return score(change, winner, count)  # the run's own steps, which are kept
+
+    return choose(recipe, score, settle, clips_at_six=clips_at_six(job.model.module))
 
 
 def _measure(point: Point, model: QuantizedModel, network: Network | None) -> dict[str, Any]:

@@ -136,7 +136,7 @@ def _efforts(job: Job, recipe: Recipe, prepared: PreparedModel, speed: Speed) ->
             found.append(estimate_effort(prepared, candidate, calibrating, speed))
             return 0.0  # which one wins is not known; the others cost much the same
 
-        recipe, _ = choose(recipe, score, clips_at_six=clips_at_six(job.model.module))
+        recipe, _ = choose(recipe, score, score, clips_at_six=clips_at_six(job.model.module))
     return [*found, estimate_effort(prepared, recipe, images, speed)]
 
 

@@ -38,7 +38,7 @@ def test_the_search_finds_what_scores_best_stage_by_stage() -> None:
         return found - 0.25 * (candidate.activations.factor < 0.85)
 
     start = recipe(preset="best", algorithms={"gptq": {}, "bias_correction": {}})
-    best, trials = choose(start, score, clips_at_six=True)
+    best, trials = choose(start, score, score, clips_at_six=True)
     assert list(best.algorithms) == ["smooth_quant", "qronos", "bias_correction"]
     assert best.algorithms["qronos"]["centered"]
     assert best.activations.factor == 0.8
@@ -49,6 +49,7 @@ def test_the_search_finds_what_scores_best_stage_by_stage() -> None:
         "smooth_quant",
         "qronos",
         "activations.factor 0.8",
+        "all images",
     ]
     assert [t.change for t in trials if t.change.endswith("relu6_to_relu")]
     assert min(t.divergence for t in trials) == score("", best)
@@ -61,10 +62,25 @@ def test_candidates_that_cannot_be_are_passed_over() -> None:
             raise CalibrationError("no range")
         return 0.5 if change == "smooth_quant" else 1.0
 
-    best, trials = choose(recipe(preset="best"), score, clips_at_six=False)
+    best, trials = choose(recipe(preset="best"), score, score, clips_at_six=False)
     assert "smooth_quant" in best.algorithms
     (failed,) = (t for t in trials if t.change == "equalize")
     assert (failed.divergence, failed.kept) == (NOTHING, False)
+
+
+def test_a_winner_that_all_images_make_worse_is_given_up() -> None:
+    def score(change: str, candidate: Recipe) -> float:
+        del candidate
+        return 0.5 if change == "smooth_quant" else 1.0
+
+    def settle(change: str, winner: Recipe) -> float:
+        assert (change, "smooth_quant" in winner.algorithms) == ("all images", True)
+        return 0.6
+
+    best, trials = choose(recipe(preset="best"), score, settle, clips_at_six=False)
+    assert "smooth_quant" not in best.algorithms
+    assert not best.search
+    assert (trials[-1].change, trials[-1].kept) == ("all images", False)
 
 
 def test_power_of_two_scales_are_not_multiplied() -> None:
@@ -77,7 +93,10 @@ def test_power_of_two_scales_are_not_multiplied() -> None:
 
     kinds = {"weights": {"scale": "power_of_two"}, "activations": {"scale": "power_of_two"}}
     choose(
-        build_recipe({"preset": "best", **kinds}, changes={}, where=""), score, clips_at_six=True
+        build_recipe({"preset": "best", **kinds}, changes={}, where=""),
+        score,
+        score,
+        clips_at_six=True,
     )
     assert tried[0] == "start"
     assert not [t for t in tried if t.startswith(("norm_re", "activations.factor"))]
@@ -104,9 +123,14 @@ def test_outputs_that_are_no_numbers_say_nothing() -> None:
     assert divergence(single, single + 2) == pytest.approx(4)
 
 
+def constant(change: str, candidate: Recipe) -> float:
+    del change, candidate
+    return 1.0
+
+
 def test_a_search_without_better_candidates_keeps_the_start() -> None:
     start = recipe(preset="best")
-    best, trials = choose(start, lambda change, candidate: 1.0, clips_at_six=False)
+    best, trials = choose(start, constant, constant, clips_at_six=False)
     assert best == start.model_copy(update={"search": False})
     assert sum(t.kept for t in trials) == 1
 
