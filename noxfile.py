@@ -28,7 +28,9 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    module(session, "pytest", "-q", *session.posargs)
+    # Threads that wait for each other must not spin: the other worker needs the core.
+    session.env["OMP_WAIT_POLICY"] = "passive"
+    module(session, "pytest", "-q", "-n", "2", "--dist", "worksteal", *session.posargs)
 
 
 @nox.session

@@ -62,7 +62,7 @@ def test_zoo_net_comes_with_weights_and_knows_its_data(name: str) -> None:
     assert (model.input_shape, model.data) == ((1, 28, 28), "zoo/fashion_mnist")
     assert not model.random_weights
     assert not model.module.training
-    assert accuracy(model, 500) > 0.85
+    assert accuracy(model, 500) > 0.8
 
 
 @pytest.mark.parametrize("name", ZOO)
