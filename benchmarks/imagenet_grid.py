@@ -105,19 +105,23 @@ def quantize_ours(net: nn.Module, images: Images, point: Point) -> Logits:
         changes={},
         where=point.name,
     )
+    model = None
     if settings.search:
-        settings = searched(net, images.calibration, settings)
-    model = quantized(net, images.calibration, settings)
+        settings, model = searched(net, images.calibration, settings)
+    model = model or quantized(net, images.calibration, settings)
     return predict(model, images.evaluation, batch=25).numpy()
 
 
-def searched(net: nn.Module, images: torch.Tensor, settings: Recipe) -> Recipe:
-    """Return the recipe that the calibration images speak for."""
+def searched(
+    net: nn.Module, images: torch.Tensor, settings: Recipe
+) -> tuple[Recipe, nn.Module | None]:
+    """Return the recipe that the calibration images speak for, and its model where it is known."""
     calibrating, held_back = divided(len(images), images.shape[1:])
     comparing = images[len(images) - held_back :]
     reference = predict(net, comparing, batch=25)
 
     balanced: dict[str, Tensors] = {}
+    models: dict[str, nn.Module] = {}
 
     def score(change: str, candidate: Recipe, count: int = calibrating) -> float:
         del change
@@ -129,12 +133,15 @@ def searched(net: nn.Module, images: torch.Tensor, settings: Recipe) -> Recipe:
             return balanced[f"{name} {key}"]
 
         model = quantized(net, images[:count], candidate, keep=keep)
+        if count == len(images):
+            models[digest(candidate.model_dump(mode="json"))] = model
         return divergence(reference, predict(model, comparing, batch=25))
 
     def settle(change: str, winner: Recipe) -> float:
         return score(change, winner, len(images))
 
-    return choose(settings, score, settle, clips_at_six=clips_at_six(net))[0]
+    chosen = choose(settings, score, settle, clips_at_six=clips_at_six(net))[0]
+    return chosen, models.get(digest(chosen.model_dump(mode="json")))
 
 
 def quantize_theirs(net: nn.Module, images: Images, point: Point) -> Logits:

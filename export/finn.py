@@ -18,6 +18,7 @@ from lutwise.export.integer_graph import IntegerGraph
 from lutwise.export.integers import (
     Integers,
     Rescale,
+    Rescaled,
     integers_of,
     steps,
     thresholds,
@@ -59,11 +60,11 @@ class _FinnGraph(IntegerGraph):
         x = self.graph.value(node.input)
         self._thresholds(x, points[None], integers_of(fmt), node.name, node.output)
 
-    def rescale(self, total: Value, rescale: Rescale, name: str, output: str) -> None:
+    def rescale(self, total: Value, rescale: Rescale, node: Rescaled) -> None:
         integers = integers_of(rescale.format, rescale.low, rescale.high)
-        self._check(rescale.format, integers, name)
+        self._check(rescale.format, integers, node.name)
         points = thresholds(rescale).astype(np.float32)
-        self._thresholds(total, points, integers, name, output)
+        self._thresholds(total, points, integers, node.name, node.output)
 
     def _check(self, fmt: Format, integers: Integers, name: str) -> None:
         if integers.high - integers.low > MAX_STEPS:

@@ -26,7 +26,7 @@ import onnx
 from lutwise.errors import ConfigError, ToolError
 from lutwise.export.graph import Value
 from lutwise.export.integer_graph import IntegerGraph, is_channels_last
-from lutwise.export.integers import Integers, Rescale, integers_of
+from lutwise.export.integers import Integers, Rescale, Rescaled, integers_of
 from lutwise.quant.formats import FloatFormat, Format, IntFormat
 from lutwise.quant.network import Conv, Linear, Network, Node, Quantize
 
@@ -83,9 +83,9 @@ class _Hls4mlGraph(IntegerGraph):
         x = self._scaled(x, [factor], node.name)
         self._round(x, spec.format, integers_of(spec.format), node.name, node.output)
 
-    def rescale(self, total: Value, rescale: Rescale, name: str, output: str) -> None:
-        fmt = rescale.format
-        self._check(next(n for n in self.network.nodes if n.output == output), fmt)
+    def rescale(self, total: Value, rescale: Rescale, node: Rescaled) -> None:
+        fmt, name = rescale.format, node.name
+        self._check(node, fmt)
         if any(rescale.bias):
             total = self._biased(total, rescale.bias, name)
         unit = Fraction(2) ** -fmt.unit_exponent
@@ -99,7 +99,7 @@ class _Hls4mlGraph(IntegerGraph):
             x = self._below(x, integers.high, name)
         if rescale.low not in (0, fmt.min_value):
             x = self._above(x, integers.low, name)
-        self._round(x, fmt, integers, name, output)
+        self._round(x, fmt, integers, name, node.output)
 
     def _check(self, node: Node, fmt: Format) -> None:
         if isinstance(fmt, IntFormat):
@@ -136,9 +136,7 @@ class _Hls4mlGraph(IntegerGraph):
         result = self._piece_sum(x, fmt, integers.high, f"{name}/above")
         if not integers.signed:
             return result
-        held = self.graph.constant(f"{name}/minus", np.array([-1], dtype=np.float32))
-        minus = self.quant(held, Integers(low=-1, high=1), f"{name}/minus_quantizer")
-        negated = self.graph.node("Mul", [x, minus], f"{name}/negated")
+        negated = self._with("Mul", x, -1, f"{name}/negated")
         below = self._piece_sum(negated, fmt, -integers.low, f"{name}/below")
         return self.graph.node("Sub", [result, below], f"{name}/both")
 
@@ -154,12 +152,7 @@ class _Hls4mlGraph(IntegerGraph):
                 # this one is read by nobody else.
                 piece = self.graph.node("Relu", [over], f"{name}/piece_{start}")
             else:
-                held = self.graph.constant(
-                    f"{name}/end_{end}",
-                    np.array([start - end], dtype=np.float32),
-                )
-                bound = self.quant(held, Integers(low=start - end, high=1), f"{name}/to_{end}")
-                over = self.graph.node("Add", [rest, bound], f"{name}/over_{end}")
+                over = self._with("Add", rest, start - end, f"{name}/over_{end}")
                 beyond = self.graph.node("Relu", [over], f"{name}/rest_{end}")
                 piece = self.graph.node("Sub", [rest, beyond], f"{name}/piece_{start}")
                 rest = beyond
@@ -184,7 +177,7 @@ class _Hls4mlGraph(IntegerGraph):
         self._scaled(total, factors, node.name, output=node.output)
 
     def _biased(self, x: Value, bias: Sequence[int], name: str) -> Value:
-        ends = Integers(low=min(0, *bias) if len(bias) > 1 else min(0, bias[0]), high=max(bias))
+        ends = Integers(low=min(0, *bias), high=max(bias))
         numbers = np.array(bias, dtype=np.float32)
         held = self.graph.constant(f"{name}/bias", numbers)
         values = self.quant(held, ends, f"{name}/bias_quantizer")

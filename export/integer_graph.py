@@ -18,6 +18,7 @@ from lutwise.export.integers import (
     Counts,
     Integers,
     Rescale,
+    Rescaled,
     check_sums,
     rescale_add,
     rescale_layer,
@@ -82,7 +83,7 @@ class IntegerGraph(ABC):
         """Write the quantizer of the input image."""
 
     @abstractmethod
-    def rescale(self, total: Value, rescale: Rescale, name: str, output: str) -> None:
+    def rescale(self, total: Value, rescale: Rescale, node: Rescaled) -> None:
         """Write what rounds integer sums to a format."""
 
     def average(self, node: Pool) -> None:
@@ -106,7 +107,7 @@ class IntegerGraph(ABC):
                 "group": channels,
             },
         )
-        self.rescale(total, rescale, node.name, node.output)
+        self.rescale(total, rescale, node)
 
     def quant(
         self,
@@ -199,7 +200,7 @@ class IntegerGraph(ABC):
                     for i, (x, power) in enumerate(zip(node.inputs, powers, strict=True))
                 ]
                 total = b.node("Add", parts, f"{node.name}/sum")
-                self.rescale(total, rescale, node.name, node.output)
+                self.rescale(total, rescale, node)
             case Pool():
                 if node.maximum:
                     self._max_pool(node)
@@ -257,7 +258,7 @@ class IntegerGraph(ABC):
         if node.requantizer is None:
             self.scale_output(node, total)
         else:
-            self.rescale(total, rescale_layer(self.network, node), node.name, node.output)
+            self.rescale(total, rescale_layer(self.network, node), node)
 
     def _is_image(self, name: str) -> bool:
         """Return whether a tensor is the input, but for its shape."""

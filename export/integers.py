@@ -10,6 +10,7 @@ its result rises, one after the other, so that its rounding, ties included, is t
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,7 @@ __all__ = [
     "Counts",
     "Integers",
     "Rescale",
+    "Rescaled",
     "check_sums",
     "integers_of",
     "rescale_add",
@@ -36,6 +38,8 @@ __all__ = [
 ]
 
 Counts = npt.NDArray[np.int64]
+Rescaled: TypeAlias = Conv | Linear | Add | Pool
+"""Nodes that sum integers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,7 +225,7 @@ def rescale_pool(network: Network, node: Pool) -> Rescale:
 
 def _rescale(
     network: Network,
-    node: Conv | Linear | Add | Pool,
+    node: Rescaled,
     requantizer: Requantizer,
     *,
     unit: int,
@@ -241,7 +245,7 @@ def _rescale(
     )
 
 
-def check_sums(node: Conv | Linear | Add | Pool, bits: int, tool: str) -> None:
+def check_sums(node: Rescaled, bits: int, tool: str) -> None:
     """Refuse a node whose integer sums float32 does not hold.
 
     Args:

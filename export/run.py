@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run QONNX files, and compare them with the exact executor."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
@@ -22,7 +22,7 @@ __all__ = [
     "Executor",
     "compare",
     "onnxruntime_of",
-    "quiet_onnxruntime",
+    "qonnx_of",
     "run_onnxruntime",
     "run_qonnx",
     "with_batch",
@@ -107,33 +107,51 @@ def run_qonnx(
         DataError: The images do not fit the input.
         ToolError: qonnx fails.
     """
-    from qonnx.core.modelwrapper import ModelWrapper
-    from qonnx.core.onnx_exec import execute_onnx
-
     _check_images(model, images)
     batch = max(1, min(batch, len(images)))
-    wrapper = ModelWrapper(with_batch(model, batch))
-    name, output = model.graph.input[0].name, model.graph.output[0].name
-
-    def run(part: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        try:
-            # A number next to float32's maximum rounds up to infinity before FloatQuant clips it.
-            with np.errstate(over="ignore"), quiet_onnxruntime():
-                result: npt.NDArray[np.float32] = execute_onnx(wrapper, {name: part})[output]
-        except Exception as error:  # qonnx raises plain Exception, AssertionError and others
-            raise ToolError("qonnx", version("qonnx"), str(error)) from error
-        return result
-
+    run, output = qonnx_of(model, batch), model.graph.output[0].name
     parts = []
     for part in _batches(images, batch):
         # qonnx wants the very shape that the file states, so the last batch is filled up.
         full = np.resize(part, (batch, *part.shape[1:])) if len(part) < batch else part
-        parts.append(run(full)[: len(part)])
+        parts.append(run(full)[output][: len(part)])
     return np.concatenate(parts)
 
 
+def qonnx_of(
+    model: onnx.ModelProto, batch: int
+) -> Callable[[npt.NDArray[np.float32]], Mapping[str, npt.NDArray[Any]]]:
+    """Return what gives all tensors of a file by name, for a full batch, from qonnx.
+
+    Args:
+        model: The file.
+        batch: Images at a time, where the file leaves that open.
+
+    Raises:
+        ToolError: qonnx fails, when it runs.
+    """
+    from qonnx.core.modelwrapper import ModelWrapper
+    from qonnx.core.onnx_exec import execute_onnx
+
+    wrapper = ModelWrapper(with_batch(model, batch))
+    name = model.graph.input[0].name
+
+    def run(part: npt.NDArray[np.float32]) -> Mapping[str, npt.NDArray[Any]]:
+        try:
+            # A number next to float32's maximum rounds up to infinity before FloatQuant clips it.
+            with np.errstate(over="ignore"), _quiet_onnxruntime():
+                found: Mapping[str, npt.NDArray[Any]] = execute_onnx(
+                    wrapper, {name: part}, return_full_exec_context=True
+                )
+        except Exception as error:  # qonnx raises plain Exception, AssertionError and others
+            raise ToolError("qonnx", version("qonnx"), str(error)) from error
+        return found
+
+    return run
+
+
 @contextmanager
-def quiet_onnxruntime() -> Iterator[None]:
+def _quiet_onnxruntime() -> Iterator[None]:
     """Keep ONNX Runtime from warning while qonnx uses it.
 
     qonnx 1.0.0 runs operators on images with channels last as those of opset 1, of which ONNX

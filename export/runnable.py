@@ -10,7 +10,6 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,13 +17,13 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from lutwise.errors import ConfigError, DataError, ToolError
+from lutwise.errors import ConfigError, DataError
 from lutwise.export.functions import with_functions
 from lutwise.export.graph import DOMAIN
 from lutwise.export.hls4ml import Emulation
 from lutwise.export.integer_graph import FLATTENED_KEY, UNITS_KEY, is_channels_last
 from lutwise.export.reader import load_qonnx
-from lutwise.export.run import onnxruntime_of, quiet_onnxruntime, with_batch
+from lutwise.export.run import onnxruntime_of, qonnx_of
 from lutwise.quant.executor import trace
 from lutwise.quant.network import Network
 from lutwise.quant.network_file import load_network
@@ -201,11 +200,13 @@ def input_of(model: onnx.ModelProto) -> tuple[int, ...]:
 Run = Callable[[Images], Tensors]
 
 
-def _whole(model: onnx.ModelProto, images: Images, batch: int, make: Any) -> Iterator[Tensors]:
+def _whole(
+    model: onnx.ModelProto, images: Images, batch: int, make: Callable[[onnx.ModelProto, int], Run]
+) -> Iterator[Tensors]:
     """Yield all tensors by name, batch by batch, in pieces of the size that the file states."""
     fixed = model.graph.input[0].type.tensor_type.shape.dim[0]
     size = fixed.dim_value or batch
-    run: Run = make(model, size)
+    run = make(model, size)
     for start in range(0, len(images), batch):
         part = images[start : start + batch]
         pieces = [part[i : i + size] for i in range(0, len(part), size)]
@@ -232,22 +233,14 @@ def _filled(part: Images, size: int) -> Images:
 
 
 def _qonnx(model: onnx.ModelProto, size: int) -> Run:
-    from qonnx.core.modelwrapper import ModelWrapper
-    from qonnx.core.onnx_exec import execute_onnx
-
-    wrapper = ModelWrapper(with_batch(model, size))
+    run = qonnx_of(model, size)
     made = [name for node in model.graph.node for name in node.output]
-    name = model.graph.input[0].name
 
-    def run(part: Images) -> Tensors:
-        try:
-            with np.errstate(over="ignore"), quiet_onnxruntime():
-                found = execute_onnx(wrapper, {name: part}, return_full_exec_context=True)
-        except Exception as error:  # qonnx raises plain Exception, AssertionError and others
-            raise ToolError("qonnx", version("qonnx"), str(error)) from error
+    def told(part: Images) -> Tensors:
+        found = run(part)
         return {name: found[name] for name in made if found.get(name) is not None}
 
-    return run
+    return told
 
 
 def _onnxruntime(model: onnx.ModelProto, size: int) -> Run:

@@ -64,7 +64,7 @@ Options = Mapping[str, Any]
 _PROVEN: Final = 16
 """Images on which a file for a tool is compared with the exact executor."""
 
-COMMAND: Final = ("model", "arch", "calib", "evaluation", "eval_images", "check_images")
+_COMMAND: Final = ("model", "arch", "calib", "evaluation", "eval_images", "check_images")
 """Options that a run notes, so that its model and images can be loaded again."""
 
 
@@ -107,7 +107,7 @@ def run(options: Options, changes: Mapping[str, Any]) -> dict[str, Any]:
             out,
             Steps(out / ".steps", out / "events.jsonl"),
             name=out.name,
-            command={name: options[name] for name in COMMAND},
+            command={name: options[name] for name in _COMMAND},
             progress=show,
         )
         show("report")

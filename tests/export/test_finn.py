@@ -23,6 +23,14 @@ from lutwise.quant.formats import Format, parse_element, parse_weight
 from lutwise.quant.network import Conv, Network, Operator, Requantizer
 from lutwise.quant.numerics import quantize
 from lutwise.quant.operation import Operation
+from tests.export.topologies import (
+    Formats,
+    Topology,
+    concat_and_pad,
+    flat_image,
+    formats,
+    pools,
+)
 
 INT8 = parse_element("int8")
 INT4 = parse_element("int4")
@@ -30,13 +38,6 @@ UINT4 = parse_element("uint4")
 W4 = parse_weight("int4")
 E2M1 = parse_element("e2m1")
 UE2M2 = parse_element("ue2m2")
-
-Formats = tuple[Format, Format, Format]
-"""Of weights, of signed and of unsigned activations."""
-
-
-def formats(weights: str, signed: str, unsigned: str) -> Formats:
-    return parse_weight(weights), parse_element(signed), parse_element(unsigned)
 
 
 def chain(s: Any, f: Formats) -> str:
@@ -63,36 +64,11 @@ def depthwise(s: Any, f: Formats) -> str:
     return s.conv(x, 3, 2, weights, None, padding=(0, 0, 0, 0))  # type: ignore[no-any-return]
 
 
-def pools(s: Any, f: Formats) -> str:
-    weights, signed, unsigned = f
-    x = s.conv(s.quantize(signed), 4, 3, weights, signed)
-    x = s.pool(x, (3, 2), (1, 2), maximum=True, padding=(1, 0, 1, 1))
-    x = s.pool(x, (2, 2), (1, 1), padding=(1, 0, 0, 1), out=unsigned)
-    x = s.pool(x, s.tensors[x].shape[1:], (1, 1), out=signed)
-    return s.linear(s.flatten(x), 5, weights)  # type: ignore[no-any-return]
-
-
-def concat_and_pad(s: Any, f: Formats) -> str:
-    weights, signed, unsigned = f
-    x = s.conv(s.pad(s.quantize(signed), (0, 1, 2, 0)), 3, 3, weights, unsigned)
-    y = s.conv(x, 2, 3, weights, unsigned)
-    x = s.pad(s.concat(x, y, y), (1, 0, 0, 2))
-    x = s.conv(x, 3, 3, weights, signed, stride=2, padding=(1, 0, 1, 0))
-    return s.linear(s.flatten(x), 4, weights, signed)  # type: ignore[no-any-return]
-
-
-def flat_image(s: Any, f: Formats) -> str:
-    weights, signed, unsigned = f
-    x = s.linear(s.quantize(signed, s.flatten("image")), 8, weights, unsigned)
-    return s.linear(x, 5, weights, bias=False)  # type: ignore[no-any-return]
-
-
 def top(fmt: Format) -> float:
     """Return a bound inside the range, as of a ReLU6."""
     return float(quantize(fmt, np.array([fmt.max_value * 0.6]))[0])
 
 
-Topology = Callable[[Any, Formats], str]
 TOPOLOGIES: tuple[Topology, ...] = (chain, residual, depthwise, pools, concat_and_pad, flat_image)
 FORMATS = (
     ("int4", "int4", "uint4"),

@@ -23,6 +23,14 @@ from lutwise.export.run import run_qonnx
 from lutwise.quant.executor import execute, trace
 from lutwise.quant.formats import Format, parse_element, parse_weight, values
 from lutwise.quant.network import Network, Pad
+from tests.export.topologies import (
+    Formats,
+    Topology,
+    concat_and_pad,
+    flat_image,
+    formats,
+    pools,
+)
 
 INT8 = parse_element("int8")
 INT4 = parse_element("int4")
@@ -32,12 +40,6 @@ E2M1 = parse_element("e2m1")
 UE2M2 = parse_element("ue2m2")
 
 Images = npt.NDArray[np.float32]
-Formats = tuple[Format, Format, Format]
-"""Of weights, of signed and of unsigned activations."""
-
-
-def formats(weights: str, signed: str, unsigned: str) -> Formats:
-    return parse_weight(weights), parse_element(signed), parse_element(unsigned)
 
 
 def inside(fmt: Format) -> float:
@@ -70,38 +72,12 @@ def depthwise(s: Any, f: Formats) -> str:
     return s.conv(x, 3, 2, weights, None, padding=(0, 0, 0, 0))  # type: ignore[no-any-return]
 
 
-def pools(s: Any, f: Formats) -> str:
-    weights, signed, unsigned = f
-    x = s.conv(s.quantize(signed), 4, 3, weights, signed)
-    x = s.pool(x, (3, 2), (1, 2), maximum=True, padding=(1, 0, 1, 1))
-    x = s.pool(x, (2, 2), (1, 1), padding=(1, 0, 0, 1), out=unsigned)
-    x = s.pool(x, s.tensors[x].shape[1:], (1, 1), out=signed)
-    return s.linear(s.flatten(x), 5, weights)  # type: ignore[no-any-return]
-
-
-def concat_and_pad(s: Any, f: Formats) -> str:
-    weights, signed, unsigned = f
-    x = s.conv(s.pad(s.quantize(signed), (0, 1, 2, 0)), 3, 3, weights, unsigned)
-    y = s.conv(x, 2, 3, weights, unsigned)
-    x = s.pad(s.concat(x, y, y), (1, 0, 0, 2))
-    x = s.conv(x, 3, 3, weights, signed, stride=2, padding=(1, 0, 1, 0))
-    return s.linear(s.flatten(x), 4, weights, signed)  # type: ignore[no-any-return]
-
-
-def flat_image(s: Any, f: Formats) -> str:
-    """Weights are reordered for channels that come last."""
-    weights, signed, unsigned = f
-    x = s.linear(s.quantize(signed, s.flatten("image")), 8, weights, unsigned)
-    return s.linear(x, 5, weights, bias=False)  # type: ignore[no-any-return]
-
-
 def flat_output(s: Any, f: Formats) -> str:
     """Nothing reorders a flat output, so that the file does."""
     weights, signed, unsigned = f
     return s.flatten(s.conv(s.quantize(signed), 3, 3, weights, unsigned))  # type: ignore[no-any-return]
 
 
-Topology = Callable[[Any, Formats], str]
 TOPOLOGIES: tuple[Topology, ...] = (
     chain,
     residual,

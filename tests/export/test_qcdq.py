@@ -12,22 +12,12 @@ from lutwise.export.qcdq import to_qcdq
 from lutwise.export.qonnx import to_qonnx
 from lutwise.export.run import run_onnxruntime, run_qonnx
 from lutwise.quant.executor import execute
-from lutwise.quant.lower import lower
-from lutwise.quant.quantize import collect_samples, prepare, quantize
-from lutwise.quant.recipe import build_recipe
-from tests.quant.nets import NETS, make
+from tests.quant.nets import NETS, make, network_of
 
 
 def network(name: str, weights: str, acts: str, mode: str) -> Any:
     net, images = make(name)
-    settings = build_recipe(
-        {"weights": weights, "activations": acts, "mode": mode, "preset": "fast"},
-        changes={},
-        where="test",
-    )
-    prepared = prepare(net, tuple(images.shape[1:]), settings, name=name, images=images)
-    samples = collect_samples(prepared, images, batch=8, seed=0)
-    return lower(quantize(prepared, samples, images, settings)), images.numpy()
+    return network_of(net, images, weights, acts, mode), images.numpy()
 
 
 @pytest.mark.parametrize("mode", ["dataflow", "layerwise"])

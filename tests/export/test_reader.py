@@ -22,21 +22,12 @@ from lutwise.export.reader import load_qonnx, read_layers
 from lutwise.export.run import run_qonnx
 from lutwise.export.runnable import Runner, runnable
 from lutwise.quant.formats import Format, parse_element
-from lutwise.quant.lower import lower
 from lutwise.quant.network import Network
-from lutwise.quant.quantize import collect_samples, prepare, quantize
-from lutwise.quant.recipe import build_recipe
-from tests.quant.nets import NETS, make
+from tests.quant.nets import NETS, make, network_of
 
 
 def quantized(name: str, fmt: str, mode: str = "dataflow") -> Network:
-    net, images = make(name)
-    settings = build_recipe(
-        {"weights": fmt, "activations": fmt, "mode": mode, "preset": "fast"}, changes={}, where="x"
-    )
-    prepared = prepare(net, tuple(images.shape[1:]), settings, name=name, images=images)
-    samples = collect_samples(prepared, images, batch=8, seed=0)
-    return lower(quantize(prepared, samples, images, settings))
+    return network_of(*make(name), fmt, fmt, mode)
 
 
 @pytest.mark.parametrize("mode", ["dataflow", "layerwise"])

@@ -4,6 +4,11 @@
 import torch
 from torch import nn
 
+from lutwise.quant.lower import lower
+from lutwise.quant.network import Network
+from lutwise.quant.quantize import collect_samples, prepare, quantize
+from lutwise.quant.recipe import build_recipe
+
 
 class Chain(nn.Module):
     """Convolutions with batch norm, both poolings, a linear head."""
@@ -95,3 +100,17 @@ def make(name: str) -> tuple[nn.Module, torch.Tensor]:
         for _ in range(3):
             net(images.clone())
     return net.eval(), images
+
+
+def network_of(
+    net: nn.Module, images: torch.Tensor, weights: str, activations: str, mode: str
+) -> Network:
+    """Return a net rounded to nearest, as the exact executor and exports take it."""
+    settings = build_recipe(
+        {"weights": weights, "activations": activations, "mode": mode, "preset": "fast"},
+        changes={},
+        where="test",
+    )
+    prepared = prepare(net, tuple(images.shape[1:]), settings, name="net", images=images)
+    samples = collect_samples(prepared, images, batch=8, seed=0)
+    return lower(quantize(prepared, samples, images, settings))

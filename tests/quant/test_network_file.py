@@ -13,24 +13,8 @@ from safetensors.numpy import load, save
 
 from lutwise.errors import ModelError
 from lutwise.quant.executor import execute
-from lutwise.quant.lower import lower
-from lutwise.quant.network import Network
 from lutwise.quant.network_file import load_network, save_network
-from lutwise.quant.quantize import collect_samples, prepare, quantize
-from lutwise.quant.recipe import build_recipe
-from tests.quant.nets import make
-
-
-def network_of(name: str, mode: str, weights: str, activations: str) -> Network:
-    module, images = make(name)
-    settings = build_recipe(
-        {"weights": weights, "activations": activations, "mode": mode, "preset": "fast"},
-        changes={},
-        where="test",
-    )
-    prepared = prepare(module, tuple(images.shape[1:]), settings, name=name, images=images)
-    samples = collect_samples(prepared, images, batch=8, seed=0)
-    return lower(quantize(prepared, samples, images, settings))
+from tests.quant.nets import make, network_of
 
 
 def assert_same(a: Any, b: Any) -> None:
@@ -56,7 +40,7 @@ def assert_same(a: Any, b: Any) -> None:
 @pytest.mark.parametrize("mode", ["dataflow", "layerwise"])
 @pytest.mark.parametrize("net", ["chain", "residual", "depthwise", "branches"])
 def test_network_comes_back(net: str, mode: str, tmp_path: Path) -> None:
-    network = network_of(net, mode, "e2m1", "e3m2")
+    network = network_of(*make(net), "e2m1", "e3m2", mode)
     path = tmp_path / "network.safetensors"
     path.write_bytes(save_network(network))
     found = load_network(path)
@@ -70,15 +54,8 @@ def test_transformer_comes_back(tmp_path: Path) -> None:
     from lutwise.quant.models import load_model
 
     model = load_model("zoo/vit")
-    settings = build_recipe(
-        {"weights": "int4", "activations": "int8", "mode": "layerwise", "preset": "fast"},
-        changes={},
-        where="test",
-    )
     images = torch.randn(8, 1, 28, 28)
-    prepared = prepare(model.module, (1, 28, 28), settings, name="vit", images=images)
-    samples = collect_samples(prepared, images, batch=8, seed=0)
-    network = lower(quantize(prepared, samples, images, settings))
+    network = network_of(model.module, images, "int4", "int8", "layerwise")
     (tmp_path / "n").write_bytes(save_network(network))
     assert_same(network, load_network(tmp_path / "n"))
 
@@ -125,7 +102,7 @@ def missing_array(described: dict[str, Any]) -> None:
 def test_wrong_description_is_refused(change: Any, message: str, tmp_path: Path) -> None:
     path = tmp_path / "network.safetensors"
     path.write_bytes(
-        changed(save_network(network_of("chain", "dataflow", "int4", "uint4")), change)
+        changed(save_network(network_of(*make("chain"), "int4", "uint4", "dataflow")), change)
     )
     with pytest.raises(ModelError, match=message):
         load_network(path)
