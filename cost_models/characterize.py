@@ -21,10 +21,11 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from lutwise.cost_models.requantizer_units import RequantizerKey, requantizer_units
-from lutwise.cost_models.units import UnitKey, diagonal_units, held_out_units, library_units
+from lutwise.cost_models.units import LENGTH, UnitKey, atlas_units, diagonal_units
 from lutwise.errors import LutwiseError, MismatchError
 from lutwise.files import write_atomic
-from lutwise.hw.dot_product import DotProduct, applicable_styles
+from lutwise.hw.architecture import architectures
+from lutwise.hw.dot_product import DotProduct
 from lutwise.hw.requantizer import Requantizer, typical_shift, verify_requantizer
 from lutwise.hw.store import content_key
 from lutwise.hw.synthesis import Synthesizer, measure, tool_name
@@ -48,6 +49,7 @@ DOT_PRODUCT_COLUMNS: Final = (
     "depth",
     "style",
     "tool",
+    "delay_ns",
 )
 
 PROOF_COLUMNS: Final = (
@@ -58,8 +60,17 @@ PROOF_COLUMNS: Final = (
     "accumulator_bits",
     "vectors",
     "exhaustive",
+    "verilog",
 )
-"""How each row came about: LUT cells before packing, and what its netlist was compared on."""
+"""How each row came about: LUT functions before packing, what its netlist was compared on, and the
+hash of the Verilog."""
+
+VECTORS: Final = 100_000
+"""Random vectors that a netlist is compared on when its operands cannot all be tried."""
+
+_MOST_CANDIDATES: Final = 3
+_CANDIDATE_MARGIN: Final = 1.04
+_MANY_LANES: Final = 8
 
 REQUANTIZER_COLUMNS: Final = (
     "accumulator_bits",
@@ -83,34 +94,45 @@ def _synthesizer() -> Synthesizer:
     return Synthesizer()
 
 
+def candidates(unit: UnitKey) -> tuple[DotProduct, ...]:
+    """Return the units worth building: the architectures with the fewest counted sites."""
+    fitting = [
+        DotProduct(
+            weights=unit.weight_format,
+            activations=unit.activation_format,
+            lanes=unit.lanes,
+            length=LENGTH,
+            architecture=architecture,
+        )
+        for architecture in architectures(unit.weight_format, unit.activation_format)
+    ]
+    counted = sorted((sum(dot.counted_sites().values()), place) for place, dot in enumerate(fitting))
+    limit = counted[0][0] * _CANDIDATE_MARGIN
+    most = 1 if unit.lanes > _MANY_LANES else _MOST_CANDIDATES
+    return tuple(fitting[place] for sites, place in counted[:most] if sites <= limit)
+
+
 def characterize_dot_product(unit: UnitKey) -> Row:
-    """Build one row of the table of dot products: the smallest of all structured styles.
+    """Build one row of the atlas: the smallest of the candidates.
 
     Raises:
         ToolError: Synthesis failed.
         MismatchError: A netlist does not do what its model says.
     """
-    rows = []
-    for style in applicable_styles(unit.weight_format, unit.activation_format):
-        dot = DotProduct(
-            weights=unit.weight_format,
-            activations=unit.activation_format,
-            lanes=unit.lanes,
-            style=style,
-        )
-        rows.append(_characterize_style(unit, dot))
+    rows = [_characterize(unit, dot) for dot in candidates(unit)]
     return min(rows, key=lambda row: (row["luts"], row["luts_raw"], row["depth"]))
 
 
-def _characterize_style(unit: UnitKey, dot: DotProduct) -> Row:
+def _characterize(unit: UnitKey, dot: DotProduct) -> Row:
     synthesizer = _synthesizer()
     verilog = dot.emit()
-    key = content_key("dot product row", dot.name, verilog, tool_name())
+    key = content_key("dot product row", dot.name, verilog, tool_name(), str(VECTORS))
     if (kept := synthesizer.store.get(key)) and {*DOT_PRODUCT_COLUMNS, *PROOF_COLUMNS} <= set(kept):
         return kept
-    netlist = synthesizer.map(verilog, "dot_product")
-    result = measure(netlist)
-    proof = verify_dot_product(dot, netlist)
+    flow = dot.architecture.flow
+    netlist = synthesizer.map(verilog, "dot_product", flow=flow)
+    result = measure(netlist, flow=flow)
+    proof = verify_dot_product(dot, netlist, vectors=VECTORS)
     if not proof.passed:
         raise MismatchError(f"{dot.name}: {proof.mismatches} mismatches, {proof.first_mismatch}")
     row = {
@@ -121,12 +143,14 @@ def _characterize_style(unit: UnitKey, dot: DotProduct) -> Row:
         "carry8": result.carry8,
         "ffs": result.ffs,
         "depth": result.depth,
-        "style": dot.style.value,
+        "style": str(dot.architecture),
         "tool": result.tool,
+        "delay_ns": result.delay_ns,
         "luts_raw": result.luts_raw,
         "accumulator_bits": dot.accumulator_bits,
         "vectors": proof.vectors,
         "exhaustive": int(proof.exhaustive),
+        "verilog": content_key(verilog)[:16],
     }
     synthesizer.store.put(key, row)
     return row
@@ -225,11 +249,8 @@ def _tables(
         units = list(diagonal_units())
         yield "dot_products", DOT_PRODUCT_COLUMNS, units, characterize_dot_product
     if only in {None, "dot_products"}:
-        units = list(library_units())
+        units = list(atlas_units())
         yield "dot_products", DOT_PRODUCT_COLUMNS, units, characterize_dot_product
-    if only in {None, "held_out"}:
-        units = list(held_out_units())
-        yield "held_out", DOT_PRODUCT_COLUMNS, units, characterize_dot_product
     if only in {None, "requantizers"}:
         keys = list(requantizer_units())
         yield "requantizers", REQUANTIZER_COLUMNS, keys, characterize_requantizer
@@ -246,7 +267,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "data")
     parser.add_argument(
         "--only",
-        choices=["diagonal", "dot_products", "held_out", "requantizers"],
+        choices=["diagonal", "dot_products", "requantizers"],
         help="diagonal: units of one format only, written to dot_products.csv",
     )
     options = parser.parse_args(argv)

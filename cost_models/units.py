@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which dot-product units the library holds."""
+"""Which dot-product units the atlas holds."""
 
-import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from lutwise.hw.bounds import accumulator_range, width_of_range
+from lutwise.hw.dot_product import MOST_ACCUMULATOR_BITS
 from lutwise.quant.formats import (
     FloatFormat,
     Format,
@@ -17,27 +18,24 @@ from lutwise.quant.formats import (
 
 __all__ = [
     "LANES",
-    "SWEEP_LANES",
+    "LENGTH",
     "UnitKey",
+    "activation_formats",
+    "atlas_units",
     "diagonal_units",
-    "held_out_units",
-    "library_units",
     "weight_formats",
 ]
 
 LANES: Final = (1, 8, 32)
-"""Lanes of the units of equal or matching formats."""
+"""Lanes of the units of every pair of formats."""
 
-SWEEP_LANES: Final = 8
-"""Lanes of the units that put a weight format beside 8-bit integers."""
-
-_HELD_OUT_SEED: Final = 2026
-_HELD_OUT_UNITS: Final = 64
+LENGTH: Final = 1024
+"""Products of the longest dot product; sizes the accumulators."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class UnitKey:
-    """What identifies a unit of the library.
+    """What identifies a unit of the atlas.
 
     Args:
         weights: Spelling of the weights' format; signed integers have the narrow range.
@@ -68,50 +66,28 @@ def weight_formats() -> tuple[Format, ...]:
     return (*found, parse_element("fp8_e4m3"), parse_element("fp8_e5m2"))
 
 
+def activation_formats() -> tuple[Format, ...]:
+    """List the formats that activations can have: 2 to 8 bits, signed and not, and OCP FP8."""
+    return (*all_formats(), parse_element("fp8_e4m3"), parse_element("fp8_e5m2"))
+
+
 def diagonal_units() -> Iterator[UnitKey]:
     """List the units with one format for weights and activations."""
     for fmt in weight_formats():
-        for lanes in LANES:
-            yield UnitKey(weights=fmt.name, activations=fmt.name, lanes=lanes)
+        if _fits(fmt, fmt):
+            for lanes in LANES:
+                yield UnitKey(weights=fmt.name, activations=fmt.name, lanes=lanes)
 
 
-def library_units() -> Iterator[UnitKey]:
-    """List all units of the library, each once.
-
-    The diagonal; weights beside unsigned activations of the same width (after a ReLU); and
-    weights beside ``int8`` and ``uint8`` activations (first layers, weight-only settings).
-    """
-    wanted = [
-        *diagonal_units(),
-        *(
-            UnitKey(weights=fmt.name, activations=fmt.as_unsigned().name, lanes=lanes)
-            for fmt in weight_formats()
-            for lanes in LANES
-        ),
-        *(
-            UnitKey(weights=fmt.name, activations=other, lanes=SWEEP_LANES)
-            for other in ("int8", "uint8")
-            for fmt in weight_formats()
-        ),
-    ]
-    yield from dict.fromkeys(wanted)
+def atlas_units() -> Iterator[UnitKey]:
+    """List all units of the atlas: every pair of formats whose sums a unit can hold."""
+    for lanes in (8, 1, 32):
+        for weights in weight_formats():
+            for activations in activation_formats():
+                if _fits(weights, activations):
+                    yield UnitKey(weights=weights.name, activations=activations.name, lanes=lanes)
 
 
-def held_out_units() -> Iterator[UnitKey]:
-    """List a random sample of pairs outside the library, to judge the formula on.
-
-    Exponents of up to five bits; three units of eight lanes for each of one lane.
-    """
-    weights = [fmt for fmt in weight_formats() if _narrow_exponent(fmt)]
-    activations = [fmt for fmt in all_formats() if _narrow_exponent(fmt)]
-    known = {(unit.weights, unit.activations) for unit in library_units()}
-    pairs = [
-        (w.name, a.name) for w in weights for a in activations if (w.name, a.name) not in known
-    ]
-    sample = random.Random(_HELD_OUT_SEED).sample(pairs, _HELD_OUT_UNITS)
-    for index, (w_name, a_name) in enumerate(sample):
-        yield UnitKey(weights=w_name, activations=a_name, lanes=1 if index % 4 == 3 else 8)
-
-
-def _narrow_exponent(fmt: Format) -> bool:
-    return isinstance(fmt, IntFormat) or fmt.exponent_bits <= 5
+def _fits(weights: Format, activations: Format) -> bool:
+    bounds = accumulator_range(weights, activations, LENGTH)
+    return width_of_range(*bounds) <= MOST_ACCUMULATOR_BITS

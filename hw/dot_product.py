@@ -7,19 +7,29 @@ rounded. The numbers are integers in units of ``2**unit_exponent``.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from lutwise.errors import ConfigError
-from lutwise.hw.bounds import accumulator_range, exact_integers, product_range, width_of_range
-from lutwise.hw.dot_product_rtl import write_dot_product
-from lutwise.hw.operand import ProductStyle, applicable_styles
+from lutwise.hw.architecture import Architecture, Kind, architectures, as_magnitude
+from lutwise.hw.bounds import (
+    accumulator_range,
+    code_integers,
+    exact_integers,
+    product_range,
+    width_of_range,
+)
+from lutwise.hw.circuit import Part
+from lutwise.hw.dot_product_rtl import Emitted, write_dot_product
 from lutwise.hw.ports import Direction, Port
 from lutwise.quant.formats import Format
 
-__all__ = ["DotProduct", "ProductStyle", "applicable_styles"]
+__all__ = ["MOST_ACCUMULATOR_BITS", "DotProduct"]
+
+MOST_ACCUMULATOR_BITS: Final = 64
+"""Wider accumulators are refused: nothing that runs a network holds such sums."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,29 +48,39 @@ class DotProduct:
         weights: Format of the weights.
         activations: Format of the activations.
         lanes: Products per cycle.
+        architecture: How products are built.
         length: Products of the longest dot product; sizes the accumulator.
-        style: How a product is built.
+        bounds: Least and greatest sum, where more is known than formats and length.
 
     Raises:
-        ConfigError: Lanes or length out of range, or a style that the formats do not allow.
+        ConfigError: Lanes or length out of range, an architecture that the formats do not
+            allow, or an accumulator of more than ``MOST_ACCUMULATOR_BITS``.
     """
 
     weights: Format
     activations: Format
     lanes: int
+    architecture: Architecture
     length: int = 1024
-    style: ProductStyle = ProductStyle.STAR
+    bounds: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.lanes <= self.length:
             raise ConfigError(
                 f"a unit has 1..length lanes, got {self.lanes} lanes and length {self.length}"
             )
-        allowed = applicable_styles(self.weights, self.activations)
-        if self.style is not ProductStyle.PLAIN and self.style not in allowed:
+        allowed = architectures(self.weights, self.activations)
+        if self.architecture.kind is not Kind.PLAIN and self.architecture not in allowed:
             raise ConfigError(
-                f"style {self.style.value!r} does not fit {self.weights} x {self.activations}; "
-                f"wanted plain or one of {', '.join(style.value for style in allowed)}"
+                f"architecture {self.architecture} does not fit {self.weights} x "
+                f"{self.activations}; wanted plain or one of "
+                f"{', '.join(str(architecture) for architecture in allowed)}"
+            )
+        if self.accumulator_bits > MOST_ACCUMULATOR_BITS:
+            raise ConfigError(
+                f"the sum of {self.length} products of {self.weights} x {self.activations} "
+                f"takes {self.accumulator_bits} bits, a unit has {MOST_ACCUMULATOR_BITS} at "
+                "most; give fewer products, tighter bounds or formats with less exponent"
             )
 
     @property
@@ -68,7 +88,7 @@ class DotProduct:
         """Readable identification of the unit."""
         return (
             f"{self.weights.name}x{self.activations.name} lanes={self.lanes} "
-            f"length={self.length} style={self.style.value}"
+            f"acc={self.accumulator_bits} {self.architecture}"
         )
 
     @property
@@ -83,13 +103,17 @@ class DotProduct:
 
     @property
     def accumulator_signed(self) -> bool:
-        """Whether the accumulator is two's complement: some product can be negative."""
-        return product_range(self.weights, self.activations)[0] < 0
+        """Whether the accumulator is two's complement: some sum can be negative."""
+        return self._range[0] < 0
 
     @property
     def accumulator_bits(self) -> int:
-        """Width of the exact sum of ``length`` products."""
-        return width_of_range(*accumulator_range(self.weights, self.activations, self.length))
+        """Width of the exact sum of ``length`` products, or of the given bounds."""
+        return width_of_range(*self._range)
+
+    @property
+    def _range(self) -> tuple[int, int]:
+        return self.bounds or accumulator_range(self.weights, self.activations, self.length)
 
     @property
     def ports(self) -> tuple[Port, ...]:
@@ -122,9 +146,9 @@ class DotProduct:
             accumulator: What it held before, as integers, shape (...) or scalar.
 
         Returns:
-            Integers in units of ``2**unit_exponent``, shape (...), dtype object; wrapped to
-            the accumulator's width, as the register does (only sums of more than ``length``
-            products reach that).
+            Integers in units of ``2**unit_exponent``, shape (...), int64 or, for accumulators
+            of more than 62 bits, object; wrapped to the accumulator's width, as the register
+            does (only sums of more than ``length`` products reach that).
 
         Raises:
             ConfigError: The last axis does not have ``lanes`` entries.
@@ -137,22 +161,43 @@ class DotProduct:
                 raise ConfigError(
                     f"wanted {label} of shape (..., {self.lanes}), got shape {found.shape}"
                 )
-        total = (w * a).sum(axis=-1) + np.asarray(accumulator, dtype=object)
+        if self.accumulator_bits <= 62:  # then every partial sum fits 64 bits
+            w, a = w.astype(np.int64), a.astype(np.int64)
+        total = (w * a).sum(axis=-1) + np.asarray(accumulator, dtype=w.dtype)
         modulus = 1 << self.accumulator_bits
         offset = modulus >> 1 if self.accumulator_signed else 0
-        return np.asarray((total + offset) % modulus - offset, dtype=object)
+        return np.asarray((total + offset) % modulus - offset, dtype=w.dtype)
+
+    def weight_bits(self, weight_codes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return what the port ``w`` wants for codes of the weights' format, same shape.
+
+        These are the codes, but for architectures that store integers as sign and magnitude.
+        """
+        recoded = as_magnitude(self.weights) if self.architecture.magnitude else None
+        if recoded is None:
+            return weight_codes
+        numbers = code_integers(self.weights)[weight_codes].astype(np.int64)
+        return np.abs(numbers) | (numbers < 0).astype(np.int64) << (recoded.bits - 1)
 
     def emit(self, *, module: str = "dot_product") -> str:
         """Write the unit as Verilog, with all modules that it needs.
 
         Args:
-            module: Name of the top module; also the prefix of its private product module.
+            module: Name of the module.
         """
+        return self._emitted(module).text
+
+    def counted_sites(self) -> dict[Part, float]:
+        """Count what LUT sites each part should take, from the structure alone."""
+        return self._emitted("dot_product").sites
+
+    def _emitted(self, module: str) -> Emitted:
         return write_dot_product(
             self.weights,
             self.activations,
+            ports=self.ports,
             lanes=self.lanes,
             accumulator_bits=self.accumulator_bits,
-            style=self.style,
+            architecture=self.architecture,
             module=module,
         )

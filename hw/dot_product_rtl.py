@@ -1,180 +1,254 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Verilog of dot-product units: a product module per unit and a tree of carry-chain adders.
+"""Verilog of dot-product units: products, two chains of adders and one accumulator for both.
 
-The sign of a sign-magnitude product costs no LUT of its own. The magnitude is complemented
-inside the LUTs of the adder that takes it in, and the "+ 1" that completes the negation goes
-to the carry input of an adder. There are as many adders as lanes (the tree and the
-accumulator), so every lane finds one; sums are exact once all of them have been added.
+Lanes are split in two groups. Each group is a chain of adders that also make what is left of
+their products (see ``lutwise.hw.product``), and the accumulator takes in both groups with one
+LUT per bit, since it is the one adder that ends in registers. The sign of a sign-magnitude
+product costs no adder: its bits are complemented on the way in, and the "+ 1" that completes the
+negation goes to the carry input of an adder. With the two of the accumulator there are as many
+carry inputs as lanes.
 """
 
-from lutwise.hw.bounds import code_integers, is_legal, product_range, width_of_range
-from lutwise.hw.operand import Operand, ProductStyle, operand_of
+from dataclasses import dataclass
+from math import ceil
+from typing import Final
+
+from lutwise.hw.architecture import Architecture, Kind, as_magnitude
+from lutwise.hw.booth_chain import Sum, write_booth_chain
+from lutwise.hw.bounds import product_range, width_of_range
+from lutwise.hw.circuit import Bus, Circuit, Part, Term, mux_sites
+from lutwise.hw.operand import Operand, operand_of
 from lutwise.hw.ports import Direction, Port
-from lutwise.hw.verilog import extend, library, module_text
+from lutwise.hw.product import write_product
+from lutwise.hw.verilog import library, module_text
 from lutwise.quant.formats import Format
 
-__all__ = ["write_dot_product"]
+__all__ = ["LONGEST_CHAIN", "Emitted", "write_dot_product"]
+
+LONGEST_CHAIN: Final = {Kind.CHAIN: 4, Kind.TABLE: 8, Kind.ARRAY: 8}
+"""Lanes on one chain of adders: sums grow along it, and longer ones take longer."""
+
+_MERGED_INPUTS: Final = 5
+_ZERO: Final = "1'b0"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Emitted:
+    """A module and what it should take.
+
+    Args:
+        text: Verilog with all modules that it needs.
+        sites: LUT sites per part, counted.
+    """
+
+    text: str
+    sites: dict[Part, float]
 
 
 def write_dot_product(
     weights: Format,
     activations: Format,
     *,
+    ports: tuple[Port, ...],
     lanes: int,
     accumulator_bits: int,
-    style: ProductStyle,
+    architecture: Architecture,
     module: str,
-) -> str:
+) -> Emitted:
     """Write a dot-product unit and all modules that it needs.
 
     Args:
         weights: Format of the weights.
         activations: Format of the activations.
+        ports: Ports of the module.
         lanes: Products per cycle.
         accumulator_bits: Width of the accumulator.
-        style: How a product is built.
+        architecture: How products are built.
         module: Name of the top module.
     """
-    product = _Product(weights, activations, style)
-    w_bits, a_bits = product.w.bits, product.a.bits
-    body: list[str] = []
-    for lane in range(lanes):
-        body.append(f"wire [{product.bits - 1}:0] p{lane};")
-        body.append(f"wire n{lane};")
-        body.append(
-            f"{module}_product u{lane} (.w(w[{lane * w_bits}+:{w_bits}]), "
-            f".a(a[{lane * a_bits}+:{a_bits}]), .p(p{lane}), .n(n{lane}));"
+    circuit = Circuit()
+    operands = [
+        (
+            circuit.wire("w", weights.bits, f"w[{lane * weights.bits}+:{weights.bits}]"),
+            circuit.wire("a", activations.bits, f"a[{lane * activations.bits}+:{activations.bits}]"),
         )
-    if style is ProductStyle.PLAIN:
-        body += _plain_sum(product, lanes, accumulator_bits)
+        for lane in range(lanes)
+    ]
+    on_wire = as_magnitude(weights) if architecture.magnitude else weights
+    assert on_wire is not None
+    if architecture.kind is Kind.PLAIN:
+        parts = _write_plain(circuit, on_wire, activations, operands, accumulator_bits)
     else:
-        body += _tree(product, lanes, accumulator_bits)
-    ports = (
-        Port(name="clk", bits=1, direction=Direction.INPUT),
-        Port(name="rst", bits=1, direction=Direction.INPUT),
-        Port(name="w", bits=lanes * w_bits, direction=Direction.INPUT),
-        Port(name="a", bits=lanes * a_bits, direction=Direction.INPUT),
-        Port(name="acc", bits=accumulator_bits, direction=Direction.OUTPUT),
-    )
-    return "\n".join(
-        [
-            library(*product.parts),
-            product.text(f"{module}_product"),
-            module_text(module, ports, body, registered="acc"),
-        ]
-    )
-
-
-class _Product:
-    """The module of one product: ``p`` is the number, negated where ``n`` is set."""
-
-    def __init__(self, weights: Format, activations: Format, style: ProductStyle) -> None:
-        self.formats = (weights, activations)
-        self.w, self.a = operand_of(weights), operand_of(activations)
-        self.style = style
-        low, high = product_range(weights, activations)
-        self.signed = self.w.twos_complement or self.a.twos_complement
-        self.negated = self.w.sign_bit or self.a.sign_bit
-        self.full_bits = width_of_range(low, high)
-        self.never_negative = low >= 0
-        self.bits = self.full_bits if self.signed else width_of_range(0, max(-low, high))
-        parts = {"lw_add"}
-        if style is ProductStyle.TABLE:
-            parts.add("lw_table")
+        parts = ("lw_add", "lw_add3", "lw_booth", "lw_lut", "lw_table")
+        signed = product_range(weights, activations)[0] < 0
+        total = _Reduction(circuit, bits=accumulator_bits, signed=signed)
+        if architecture.kind is Kind.CHAIN:
+            for group in _groups(operands, LONGEST_CHAIN[architecture.kind]):
+                total.sums.append(
+                    write_booth_chain(
+                        circuit, on_wire, activations, group, recoded=architecture.recoded
+                    )
+                )
         else:
-            if self.w.exponent_bits or self.a.exponent_bits:
-                parts.add("lw_decode")
-            if style is ProductStyle.BOOTH:
-                parts.add("lw_booth")
-            elif style is ProductStyle.ROWS:
-                parts.add("lw_rows")
-        self.parts = tuple(sorted(parts))
+            for group in _groups(operands, LONGEST_CHAIN[architecture.kind]):
+                terms = [
+                    write_product(circuit, on_wire, activations, w, a, architecture)
+                    for w, a in group
+                ]
+                if lanes == 1:
+                    total.accumulate_term(*terms)
+                else:
+                    total.chain(terms)
+        if total.sums:
+            total.accumulate()
+    circuit.write("always @(posedge clk) if (rst) acc <= 0; else acc <= following;")
+    text = module_text(module, ports, circuit.lines, registered="acc")
+    return Emitted(text="\n".join([library(*parts), text]), sites=circuit.sites)
 
-    def text(self, name: str) -> str:
-        """Write the module."""
-        ports = (
-            Port(name="w", bits=self.w.bits, direction=Direction.INPUT),
-            Port(name="a", bits=self.a.bits, direction=Direction.INPUT),
-            Port(name="p", bits=self.bits, direction=Direction.OUTPUT),
-            Port(name="n", bits=1, direction=Direction.OUTPUT),
+
+def _groups(operands: list[tuple[Bus, Bus]], longest: int) -> list[list[tuple[Bus, Bus]]]:
+    """Split lanes in an even number of groups of nearly equal size, or leave the only one."""
+    lanes = len(operands)
+    count = min(lanes, 2 * ceil(lanes / (2 * longest)))
+    ends = [round(lanes * index / count) for index in range(count + 1)]
+    return [operands[start:end] for start, end in zip(ends, ends[1:], strict=False)]
+
+
+class _Reduction:
+    """Adds terms, with the carries that complete negations wherever an adder has room."""
+
+    def __init__(self, circuit: Circuit, *, bits: int, signed: bool) -> None:
+        self.circuit = circuit
+        self.bits = bits
+        self.signed = signed
+        self.sums: list[Sum] = []
+
+    def chain(self, terms: list[Term]) -> None:
+        """Write the chain of one group."""
+        total: Sum | None = None
+        for term in terms:
+            total = self._first(term) if total is None else self._next(total, term)
+        assert total is not None
+        self.sums.append(total)
+
+    def accumulate(self) -> None:
+        """Write the tree over all groups and the accumulator's adder as ``following``."""
+        while len(self.sums) > 2:
+            pairs = [self.sums[i : i + 2] for i in range(0, len(self.sums), 2)]
+            self.sums = [self._join(*pair) if len(pair) == 2 else pair[0] for pair in pairs]
+        texts = [self._extend(found, self.bits) for found in self.sums]
+        pending = [wire for found in self.sums for wire in found.pending]
+        self._accumulate(texts, pending)
+
+    def accumulate_term(self, term: Term) -> None:
+        """Write the accumulator's adder for the only term of a unit."""
+        self._count_merged(term, self.bits)
+        self._accumulate([term.text(self.bits)], [term.negate] if term.negate else [])
+
+    def _accumulate(self, texts: list[str], pending: list[str]) -> None:
+        assert len(texts) <= 2
+        assert len(pending) <= len(texts)
+        bits = self.bits
+        carries = [*pending, _ZERO, _ZERO]
+        self.circuit.count(Part.ADD, bits)
+        self.circuit.write(f"wire [{bits - 1}:0] following;")
+        if len(texts) == 1:
+            self.circuit.write(
+                f"lw_add #(.W({bits})) accumulate (.a(acc), .b({texts[0]}), "
+                f".cin({carries[0]}), .y(following));"
+            )
+            return
+        self.circuit.write(
+            f"lw_add3 #(.W({bits})) accumulate (.a(acc), .b({texts[0]}), .c({texts[1]}), "
+            f".cin0({carries[0]}), .cin1({carries[1]}), .y(following));"
         )
-        signs = [f"{x}[{o.bits - 1}]" for x, o in (("w", self.w), ("a", self.a)) if o.sign_bit]
-        zero = "1'b0"
-        body = [f"assign n = {' ^ '.join(signs) if signs else zero};"]
-        body += self._table() if self.style is ProductStyle.TABLE else self._arithmetic()
-        return module_text(name, ports, body)
 
-    def _table(self) -> list[str]:
-        w_bits, a_bits = self.w.magnitude_bits, self.a.magnitude_bits
-        w_numbers, a_numbers = (code_integers(fmt) for fmt in self.formats)
-        w_legal, a_legal = (is_legal(fmt) for fmt in self.formats)
-        inputs = w_bits + a_bits
-        tables = [0] * self.bits
-        for index in range(1 << inputs):
-            w_code, a_code = index & ((1 << w_bits) - 1), index >> w_bits
-            if w_legal[w_code] and a_legal[a_code]:
-                product = int(w_numbers[w_code]) * int(a_numbers[a_code])
-                for bit in range(self.bits):
-                    tables[bit] |= ((product >> bit) & 1) << index
-        body = [f"wire [{inputs - 1}:0] x = {{a[{a_bits - 1}:0], w[{w_bits - 1}:0]}};"]
-        body += [
-            f"lw_table #(.N({inputs}), .T({1 << inputs}'h{table:x})) t{bit} (.x(x), .y(p[{bit}]));"
-            for bit, table in enumerate(tables)
+    def _first(self, term: Term) -> Sum:
+        """Write the first term of a chain out: it has no adder to merge with."""
+        negated = term.negate is not None
+        bits = min(self.bits, len(term.bits) + (negated and not term.signed))
+        for index in range(bits):
+            self.circuit.count(Part.MULTIPLY, mux_sites(term.bit(index).inputs))
+        return Sum(
+            bus=self.circuit.wire("first", bits, term.text(bits)),
+            low=term.low,
+            high=term.high,
+            pending=(term.negate,) if term.negate is not None else (),
+        )
+
+    def _next(self, total: Sum, term: Term) -> Sum:
+        carry, *pending = [*total.pending, *([term.negate] if term.negate else [])] or [_ZERO]
+        low, high = total.low + term.low, total.high + term.high
+        bits = min(self.bits, width_of_range(low - len(pending), high))
+        self._count_merged(term, bits)
+        return Sum(
+            bus=self.circuit.add(self._extend(total, bits), term.text(bits), carry, bits),
+            low=low,
+            high=high,
+            pending=tuple(pending),
+        )
+
+    def _join(self, one: Sum, other: Sum) -> Sum:
+        carry, *pending = [*one.pending, *other.pending] or [_ZERO]
+        low, high = one.low + other.low, one.high + other.high
+        bits = min(self.bits, width_of_range(low - len(pending), high))
+        bus = self.circuit.add(self._extend(one, bits), self._extend(other, bits), carry, bits)
+        return Sum(bus=bus, low=low, high=high, pending=tuple(pending))
+
+    def _extend(self, total: Sum, bits: int) -> str:
+        return self.circuit.extend(total.bus, bits, signed=self.signed)
+
+    def _count_merged(self, term: Term, bits: int) -> None:
+        """Count the bits of a term that have too many inputs for the adder's LUT."""
+        for index in range(min(bits, len(term.bits))):
+            inputs = term.bit(index).inputs
+            if inputs > _MERGED_INPUTS:
+                self.circuit.count(Part.SHIFT, mux_sites(inputs - (term.negate is not None)))
+
+
+def _write_plain(
+    circuit: Circuit,
+    weights: Format,
+    activations: Format,
+    operands: list[tuple[Bus, Bus]],
+    accumulator_bits: int,
+) -> tuple[str, ...]:
+    """Write what a designer without further thought would; return the modules that it needs."""
+    w, a = operand_of(weights), operand_of(activations)
+    signed = w.twos_complement or a.twos_complement
+    low, high = product_range(weights, activations)
+    bits = width_of_range(low, high) if signed else width_of_range(0, max(-low, high))
+    sums = []
+    for lane, (w_bus, a_bus) in enumerate(operands):
+        circuit.lines += [*_decode(w_bus, w), *_decode(a_bus, a)]
+        factors = [
+            _factor(bus, operand, signed=signed) for bus, operand in ((w_bus, w), (a_bus, a))
         ]
-        return body
-
-    def _arithmetic(self) -> list[str]:
-        body = _decode("w", self.w) + _decode("a", self.a)
-        m_bits = self.w.significand_bits + self.a.significand_bits
-        if not self.signed and min(self.w.significand_bits, self.a.significand_bits) == 1:
-            m_bits = max(self.w.significand_bits, self.a.significand_bits)
-        sign = "signed " if self.signed else ""
-        body.append(f"wire {sign}[{m_bits - 1}:0] m;")
-        body.append(self._significand_product())
-        shifted = [(x, o) for x, o in (("w", self.w), ("a", self.a)) if o.max_shift]
-        if not shifted:
-            body.append("assign p = m;")
-        elif self.style is ProductStyle.TWO_SHIFT:
-            (first, first_operand), (second, _) = shifted
-            q_bits = m_bits + first_operand.max_shift
-            body.append(f"wire [{q_bits - 1}:0] q = m << {first}_sh;")
-            body.append(f"assign p = q << {second}_sh;")
+        sign = "signed " if signed else ""
+        shifts = [f"{bus.name}_sh" for bus, o in ((w_bus, w), (a_bus, a)) if o.max_shift]
+        m_bits = w.significand_bits + a.significand_bits
+        circuit.write(f"wire {sign}[{m_bits - 1}:0] m{lane} = {' * '.join(factors)};")
+        circuit.write(f"wire {sign}[{bits - 1}:0] wide{lane} = m{lane};")
+        if shifts:
+            sh_bits = width_of_range(0, w.max_shift + a.max_shift)
+            circuit.write(f"wire [{sh_bits - 1}:0] sh{lane} = {' + '.join(shifts)};")
+            circuit.write(f"wire {sign}[{bits - 1}:0] p{lane} = wide{lane} << sh{lane};")
         else:
-            sh_bits = width_of_range(0, sum(o.max_shift for _, o in shifted))
-            total = " + ".join(f"{x}_sh" for x, _ in shifted)
-            body.append(f"wire [{sh_bits - 1}:0] sh = {total};")
-            body.append(f"wire {sign}[{self.bits - 1}:0] wide = m;")
-            body.append("assign p = wide << sh;")
-        return body
-
-    def _significand_product(self) -> str:
-        w, a = self.w, self.a
-        if self.style is ProductStyle.BOOTH:
-            (x, xo), (b, bo) = ("w", w), ("a", a)
-            if _booth_size(xo, bo) > _booth_size(bo, xo):
-                (x, xo), (b, bo) = (b, bo), (x, xo)
-            return (
-                f"lw_booth #(.X({xo.significand_bits}), .X_SIGNED({int(xo.twos_complement)}), "
-                f".B({bo.significand_bits}), .B_SIGNED({int(bo.twos_complement)})) "
-                f"mul (.x({x}_sig), .b({b}_sig), .p(m));"
-            )
-        if self.style is ProductStyle.ROWS:
-            (x, xo), (b, bo) = ("w", w), ("a", a)
-            if xo.significand_bits < bo.significand_bits:
-                (x, xo), (b, bo) = (b, bo), (x, xo)
-            return (
-                f"lw_rows #(.X({xo.significand_bits}), .B({bo.significand_bits})) "
-                f"mul (.x({x}_sig), .b({b}_sig), .p(m));"
-            )
-        return f"assign m = {self._factor('w', w)} * {self._factor('a', a)};"
-
-    def _factor(self, name: str, operand: Operand) -> str:
-        if operand.twos_complement:
-            return f"$signed({name}_sig)"
-        return f"$signed({{1'b0, {name}_sig}})" if self.signed else f"{name}_sig"
+            circuit.write(f"wire {sign}[{bits - 1}:0] p{lane} = wide{lane};")
+        term = f"p{lane}" if signed else f"$signed({{1'b0, p{lane}}})"
+        circuit.write(f"wire signed [{accumulator_bits - 1}:0] z{lane} = {term};")
+        signs = [bus[o.bits - 1] for bus, o in ((w_bus, w), (a_bus, a)) if o.sign_bit]
+        value = f"({' ^ '.join(signs)}) ? -z{lane} : z{lane}" if signs else f"z{lane}"
+        circuit.write(f"wire signed [{accumulator_bits - 1}:0] y{lane} = {value};")
+        sums.append(f"y{lane}")
+    circuit.write(
+        f"wire signed [{accumulator_bits - 1}:0] following = $signed(acc) + {' + '.join(sums)};"
+    )
+    return ("lw_decode",)
 
 
-def _decode(name: str, operand: Operand) -> list[str]:
+def _decode(bus: Bus, operand: Operand) -> list[str]:
+    name = bus.name
     if not operand.exponent_bits:
         return [f"wire [{operand.bits - 1}:0] {name}_sig = {name};"]
     e, m = operand.exponent_bits, operand.mantissa_bits
@@ -186,62 +260,7 @@ def _decode(name: str, operand: Operand) -> list[str]:
     ]
 
 
-def _booth_size(multiplicand: Operand, multiplier: Operand) -> int:
-    """Count LUTs of the rows when the operands are used this way round."""
-    bits = multiplier.significand_bits
-    rows = (bits + 1) // 2 if multiplier.twos_complement else (bits + 2) // 2
-    return rows * (multiplicand.significand_bits + 2 + (not multiplicand.twos_complement))
-
-
-def _plain_sum(product: _Product, lanes: int, accumulator_bits: int) -> list[str]:
-    body = []
-    for lane in range(lanes):
-        term = f"$signed(p{lane})" if product.signed else f"$signed({{1'b0, p{lane}}})"
-        body.append(f"wire signed [{accumulator_bits - 1}:0] z{lane} = {term};")
-        value = f"n{lane} ? -z{lane} : z{lane}" if product.negated else f"z{lane}"
-        body.append(f"wire signed [{accumulator_bits - 1}:0] y{lane} = {value};")
-    total = " + ".join(f"y{lane}" for lane in range(lanes))
-    body.append(f"always @(posedge clk) if (rst) acc <= 0; else acc <= $signed(acc) + {total};")
-    return body
-
-
-def _tree(product: _Product, lanes: int, accumulator_bits: int) -> list[str]:
-    body: list[str] = []
-    carries = [f"n{lane}" for lane in range(lanes)] if product.negated else []
-    terms: list[tuple[str, int]] = []
-    signed = not product.never_negative
-    for lane in range(lanes):
-        if product.negated:
-            bits = product.full_bits
-            wide = extend(f"p{lane}", product.bits, signed=product.signed, to=bits)
-            body.append(f"wire [{bits - 1}:0] x{lane} = {wide} ^ {{{bits}{{n{lane}}}}};")
-            terms.append((f"x{lane}", bits))
-        else:
-            terms.append((f"p{lane}", product.bits))
-    level = 0
-    while len(terms) > 1:
-        sums = []
-        for index in range(0, len(terms) - 1, 2):
-            (left, left_bits), (right, right_bits) = terms[index : index + 2]
-            bits = min(max(left_bits, right_bits) + 1, accumulator_bits)
-            name = f"s{level}_{index // 2}"
-            carry = carries.pop(0) if carries else "1'b0"
-            body.append(f"wire [{bits - 1}:0] {name};")
-            body.append(
-                f"lw_add #(.W({bits})) add_{name} "
-                f"(.a({extend(left, left_bits, signed=signed, to=bits)}), "
-                f".b({extend(right, right_bits, signed=signed, to=bits)}), "
-                f".cin({carry}), .y({name}));"
-            )
-            sums.append((name, bits))
-        terms = sums + terms[len(terms) - len(terms) % 2 :]
-        level += 1
-    (total, bits), carry = terms[0], carries.pop(0) if carries else "1'b0"
-    body.append(f"wire [{accumulator_bits - 1}:0] acc_next;")
-    body.append(
-        f"lw_add #(.W({accumulator_bits})) add_acc "
-        f"(.a(acc), .b({extend(total, bits, signed=signed, to=accumulator_bits)}), "
-        f".cin({carry}), .y(acc_next));"
-    )
-    body.append("always @(posedge clk) if (rst) acc <= 0; else acc <= acc_next;")
-    return body
+def _factor(bus: Bus, operand: Operand, *, signed: bool) -> str:
+    if operand.twos_complement:
+        return f"$signed({bus.name}_sig)"
+    return f"$signed({{1'b0, {bus.name}_sig}})" if signed else f"{bus.name}_sig"

@@ -6,7 +6,7 @@ all become small truth tables, one per net, so that levels and values follow fro
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -20,8 +20,16 @@ __all__ = ["CARRY_WIDTH", "FLIP_FLOPS", "LUT_PINS", "Cell", "Netlist", "bits_of"
 LUT_PINS: Final = ("I0", "I1", "I2", "I3", "I4", "I5")
 CARRY_WIDTH: Final = {"CARRY4": 4, "CARRY8": 8}
 FLIP_FLOPS: Final = frozenset({"FDRE", "FDSE", "FDCE", "FDPE"})
-_OUTPUT_PINS = frozenset({"O", "CO", "Q"})
+_OUTPUT_PINS = frozenset({"O", "O5", "O6", "CO", "Q"})
 _CONSTANTS = frozenset({"GND", "VCC"})
+
+_WORD_BITS: Final = 62
+
+# Nanoseconds, with the wire in front: a LUT, a wide multiplexer, a carry position, a sum's exit.
+_LUT_NS: Final = 0.45
+_MUX_NS: Final = 0.15
+_CARRY_NS: Final = 0.015
+_SUM_NS: Final = 0.1
 
 # Truth tables; the first input is the lowest bit of the index.
 _INVERT = 0b01
@@ -46,15 +54,21 @@ def bits_of(numbers: Iterable[int] | npt.NDArray[Any], bits: int) -> Bits:
     Returns:
         Shape (bits, vectors).
     """
+    if bits <= _WORD_BITS and isinstance(numbers, np.ndarray) and numbers.dtype == np.int64:
+        return ((numbers[None, :] >> np.arange(bits)[:, None]) & 1).astype(np.bool_)
     column = np.array([int(number) for number in numbers], dtype=object)
-    if bits <= 63:
-        words = (column & ((1 << bits) - 1)).astype(np.int64)
-        return ((words[None, :] >> np.arange(bits)[:, None]) & 1).astype(np.bool_)
+    if bits <= _WORD_BITS:
+        return bits_of((column & ((1 << bits) - 1)).astype(np.int64), bits)
     return np.array([(column >> bit) & 1 for bit in range(bits)], dtype=np.bool_)
 
 
 def from_bits(values: Bits, *, signed: bool = False) -> npt.NDArray[Any]:
-    """Collect rows of bits to integers, shape (vectors,), dtype object."""
+    """Collect rows of bits to integers, shape (vectors,), int64 or, above 62 bits, object."""
+    if len(values) <= _WORD_BITS:
+        words = np.zeros(values.shape[1], dtype=np.int64)
+        for bit, row in enumerate(values):
+            words |= row.astype(np.int64) << bit
+        return words - (values[-1].astype(np.int64) << len(values)) if signed else words
     total = np.zeros(values.shape[1], dtype=object)
     for bit, row in enumerate(values):
         weight = -(1 << bit) if signed and bit == len(values) - 1 else 1 << bit
@@ -78,9 +92,12 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class _Gate:
+    """A truth table; ``level`` is 1 for a LUT, 0 for what is part of a carry chain."""
+
     inputs: tuple[Net, ...]
     table: int
     level: int
+    delay_ns: float
 
 
 @dataclass(slots=True)
@@ -146,14 +163,24 @@ class Netlist:
 
     def depth(self) -> int:
         """Count the LUTs on the longest path between registers or ports."""
-        level: dict[Net, int] = {}
+        return int(self._longest(lambda gate: gate.level))
+
+    def delay_ns(self) -> float:
+        """Estimate the longest path between registers or ports, in nanoseconds.
+
+        Typical delays of cells and wires; they rank circuits and are no timing analysis.
+        """
+        return self._longest(lambda gate: gate.delay_ns)
+
+    def _longest(self, weight: Callable[[_Gate], float]) -> float:
+        at: dict[Net, float] = {}
         for net in self._order:
             gate = self._gates[net]
-            level[net] = gate.level + max((level.get(n, 0) for n in gate.inputs), default=0)
+            at[net] = weight(gate) + max((at.get(n, 0.0) for n in gate.inputs), default=0.0)
         ends = [cell.pin("D") for cell in self.cells if cell.kind in FLIP_FLOPS]
         for direction, nets in self.ports.values():
             ends += nets if direction == "output" else []
-        return max((level.get(net, 0) for net in ends), default=0)
+        return max((at.get(net, 0.0) for net in ends), default=0.0)
 
     def simulate(
         self, inputs: Mapping[str, Bits], state: Mapping[Net, Bits] | None = None
@@ -216,35 +243,53 @@ class Netlist:
 
     def _build(self) -> None:
         for index, cell in enumerate(self.cells):
-            if cell.kind.startswith("LUT"):
-                size = int(cell.kind[3:4])
-                pins = tuple(cell.pin(name) for name in LUT_PINS[:size])
-                self._gates[cell.pin("O")] = _Gate(pins, cell.init, 1)
+            if cell.kind == "LUT6_2":
+                self._gates[cell.pin("O6")] = self._lut(cell, 6)
+                self._gates[cell.pin("O5")] = self._lut(cell, 5)
+            elif cell.kind.startswith("LUT"):
+                self._gates[cell.pin("O")] = self._lut(cell, int(cell.kind[3:4]))
             elif cell.kind == "INV":
-                self._gates[cell.pin("O")] = _Gate((cell.pin("I"),), _INVERT, 1)
+                self._gates[cell.pin("O")] = _Gate((cell.pin("I"),), _INVERT, 1, _LUT_NS)
             elif cell.kind.startswith("MUXF"):
                 pins = (cell.pin("I0"), cell.pin("I1"), cell.pin("S"))
-                self._gates[cell.pin("O")] = _Gate(pins, _MULTIPLEX, 0)
+                self._gates[cell.pin("O")] = _Gate(pins, _MULTIPLEX, 0, _MUX_NS)
             elif cell.kind in CARRY_WIDTH:
                 self._build_carry(index, cell)
             elif cell.kind in _CONSTANTS:
                 self._gates[cell.pin("P" if cell.kind == "VCC" else "G")] = _Gate(
-                    (), int(cell.kind == "VCC"), 0
+                    (), int(cell.kind == "VCC"), 0, 0.0
                 )
             elif cell.kind not in FLIP_FLOPS:
                 raise ToolError("yosys", "unknown", f"unexpected primitive {cell.kind!r}")
         self._sort()
 
+    @staticmethod
+    def _lut(cell: Cell, size: int) -> _Gate:
+        """Return the function of the lowest inputs, without those that change nothing."""
+        table = cell.init & ((1 << (1 << size)) - 1)
+        pins: list[Net] = []
+        for position in range(size):
+            half = 1 << len(pins)
+            low, high = _halves(table, half, size - position)
+            net = cell.pin(LUT_PINS[position])
+            if low == high or net == "0":
+                table = low
+            elif net == "1":
+                table = high
+            else:
+                pins.append(net)
+        return _Gate(tuple(pins), table, 1, _LUT_NS)
+
     def _build_carry(self, index: int, cell: Cell) -> None:
         carry: Net = f"carry {index}"
-        self._gates[carry] = _Gate((cell.pin("CI"), cell.pin("CYINIT")), _OR, 0)
+        self._gates[carry] = _Gate((cell.pin("CI"), cell.pin("CYINIT")), _OR, 0, 0.0)
         for bit in range(CARRY_WIDTH[cell.kind]):
             select, data = cell.pin("S", bit), cell.pin("DI", bit)
             output, out_carry = cell.pin("O", bit), cell.pin("CO", bit)
             if not isinstance(output, str):
-                self._gates[output] = _Gate((select, carry), _XOR, 0)
+                self._gates[output] = _Gate((select, carry), _XOR, 0, _SUM_NS)
             following: Net = out_carry if not isinstance(out_carry, str) else f"{index}.{bit}"
-            self._gates[following] = _Gate((data, carry, select), _MULTIPLEX, 0)
+            self._gates[following] = _Gate((data, carry, select), _MULTIPLEX, 0, _CARRY_NS)
             carry = following
 
     def _sort(self) -> None:
@@ -267,6 +312,25 @@ class Netlist:
                     done[net] = True
                     self._order.append(net)
                     stack.pop()
+
+
+def _halves(table: int, half: int, inputs: int) -> tuple[int, int]:
+    """Split a table by one of its inputs, which comes after ``log2(half)`` others.
+
+    Args:
+        table: Truth table.
+        half: Entries of each block of equal value of the input.
+        inputs: The input and those above it.
+
+    Returns:
+        The tables where the input is 0 and where it is 1.
+    """
+    low = high = 0
+    mask = (1 << half) - 1
+    for block in range(1 << (inputs - 1)):
+        low |= (table >> (2 * block * half) & mask) << (block * half)
+        high |= (table >> ((2 * block + 1) * half) & mask) << (block * half)
+    return low, high
 
 
 def _number(text: str | int) -> int:

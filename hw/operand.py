@@ -1,38 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a circuit needs to know about a format, and the styles of product that follow from it."""
+"""What a circuit needs to know about a format."""
 
 from dataclasses import dataclass
-from enum import Enum
 
 from lutwise.hw.bounds import code_integers, legal_codes
 from lutwise.quant.formats import Format, IntFormat
 
-__all__ = ["Operand", "ProductStyle", "applicable_styles", "operand_of"]
-
-_TABLE_INPUTS = 8
-
-
-class ProductStyle(Enum):
-    """How the product of two operands is built."""
-
-    PLAIN = "plain"
-    """Behavioural Verilog throughout, one expression; the reference that others beat."""
-
-    STAR = "star"
-    """The synthesizer's multiplier for the significands, one shifter behind it."""
-
-    BOOTH = "booth"
-    """Radix-4 Booth rows for the significands, one shifter behind them."""
-
-    ROWS = "rows"
-    """A chain of AND rows for unsigned significands, one shifter behind it."""
-
-    TWO_SHIFT = "two_shift"
-    """Two small shifters one after the other instead of an exponent adder and a wide one."""
-
-    TABLE = "table"
-    """A truth table of the magnitudes."""
-
+__all__ = ["Operand", "operand_of"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operand:
@@ -87,24 +61,3 @@ def operand_of(fmt: Format) -> Operand:
         significand_bits=fmt.mantissa_bits + 1,
         max_shift=max(0, largest.bit_length() - fmt.mantissa_bits - 1),
     )
-
-
-def applicable_styles(weights: Format, activations: Format) -> tuple[ProductStyle, ...]:
-    """List the structured styles that make sense for a pair of formats.
-
-    ``PLAIN`` is left out: it fits every pair and is only a reference. ``TWO_SHIFT`` is listed
-    where one exponent has two bits; for wider ones the second shifter costs a multiplexer
-    stage more than the exponent adder that it saves.
-    """
-    w, a = operand_of(weights), operand_of(activations)
-    narrow = min(w.significand_bits, a.significand_bits)
-    found = [ProductStyle.STAR]
-    if narrow > 1:
-        found.append(ProductStyle.BOOTH)
-    if narrow > 1 and not (w.twos_complement or a.twos_complement):
-        found.append(ProductStyle.ROWS)
-    if min(w.exponent_bits, a.exponent_bits) == 2:
-        found.append(ProductStyle.TWO_SHIFT)
-    if w.magnitude_bits + a.magnitude_bits <= _TABLE_INPUTS:
-        found.append(ProductStyle.TABLE)
-    return tuple(found)

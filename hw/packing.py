@@ -6,13 +6,15 @@ Yosys counts functions; a placer fills sites. The estimate places the LUT in fro
 carry position first, lets the function on the position's data input share it through the
 second output, then pairs the other functions greedily where two of them have at most five
 inputs together. A carry position whose select input comes from elsewhere costs a site that
-only passes the signal on. This is an estimate, not the result of a placer.
+only passes the signal on. A LUT with two outputs in front of a carry position is one site where
+the sum of that position goes to a flip-flop, and two where it leaves the site: then the second
+output has no way out. This is an estimate, not the result of a placer.
 """
 
 import heapq
 from dataclasses import dataclass
 
-from lutwise.hw.netlist import CARRY_WIDTH, Net, Netlist
+from lutwise.hw.netlist import CARRY_WIDTH, FLIP_FLOPS, Net, Netlist
 
 __all__ = ["Packing", "pack"]
 
@@ -49,10 +51,16 @@ def pack(netlist: Netlist) -> Packing:
         sites += length
         for position in range(length):
             cell_index, bit = _locate(netlist, chain, position)
-            _place(netlist, cell_index, bit, inputs, used)
+            sites += _place(netlist, cell_index, bit, inputs, used)
     rest = [index for index in inputs if index not in used]
-    sites += len(rest) - _pairs({index: inputs[index] for index in rest})
-    return Packing(luts=sites, luts_raw=len(inputs), carry8=carry8)
+    single = [index for index in rest if not _has_two_outputs(netlist, index)]
+    sites += len(rest) - _pairs({index: inputs[index] for index in single})
+    functions = sum(1 + _has_two_outputs(netlist, index) for index in inputs)
+    return Packing(luts=sites, luts_raw=functions, carry8=carry8)
+
+
+def _has_two_outputs(netlist: Netlist, index: int) -> bool:
+    return netlist.cells[index].kind == "LUT6_2"
 
 
 def _chains(netlist: Netlist) -> list[tuple[list[int], int]]:
@@ -91,16 +99,20 @@ def _place(
     bit: int,
     inputs: dict[int, frozenset[Net]],
     used: set[int],
-) -> None:
-    """Move the LUTs of one carry position into its site."""
+) -> int:
+    """Move the LUTs of one carry position into its site; return sites that it needs besides."""
     cell = netlist.cells[cell_index]
     select = netlist.driver.get(cell.pin("S", bit), (-1, ""))[0]
     if select not in inputs or select in used:
-        return
+        return 0
     used.add(select)
+    if _has_two_outputs(netlist, select):
+        readers = netlist.readers.get(cell.pin("O", bit), [])
+        return int(any(netlist.cells[reader].kind not in FLIP_FLOPS for reader, _ in readers))
     data = netlist.driver.get(cell.pin("DI", bit), (-1, ""))[0]
     if data in inputs and data not in used and len(inputs[select] | inputs[data]) <= _SHARED_INPUTS:
         used.add(data)
+    return 0
 
 
 def _pairs(inputs: dict[int, frozenset[Net]]) -> int:

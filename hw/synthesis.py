@@ -36,7 +36,7 @@ __all__ = [
     "tool_name",
 ]
 
-FLOW_REVISION: Final = 1
+FLOW_REVISION: Final = 2
 """Counts up whenever the flow or the way of counting changes; part of every key."""
 
 
@@ -44,7 +44,10 @@ class Flow(Enum):
     """How logic is mapped to LUTs."""
 
     LEAN = "lean"
-    """One pass of abc: fast, and right for structured circuits."""
+    """One pass of abc with its default script: fast, and right for small circuits."""
+
+    AREA = "area"
+    """One pass of abc that takes the circuit as it is written and looks for the fewest LUTs."""
 
     ABC9 = "abc9"
     """The default of ``synth_xilinx``: slower; the fair one for behavioural circuits."""
@@ -60,6 +63,7 @@ class SynthesisResult:
         carry8: CARRY8 cells, from the carry chains.
         ffs: Flip-flops.
         depth: LUTs on the longest path.
+        delay_ns: Estimated delay of the longest path (see ``Netlist.delay_ns``).
         tool: Name and version of the synthesizer.
         flow: How it was run.
     """
@@ -69,6 +73,7 @@ class SynthesisResult:
     carry8: int
     ffs: int
     depth: int
+    delay_ns: float
     tool: str
     flow: str
 
@@ -274,6 +279,7 @@ def measure(netlist: Netlist, *, flow: Flow = Flow.LEAN) -> SynthesisResult:
         carry8=packing.carry8,
         ffs=netlist.flip_flops,
         depth=netlist.depth(),
+        delay_ns=round(netlist.delay_ns(), 2),
         tool=tool_name(),
         flow=flow.value,
     )

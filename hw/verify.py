@@ -72,7 +72,7 @@ def verify_dot_product(
 
     A unit of one lane with at most ``EXHAUSTIVE_LIMIT`` pairs of legal codes is checked for
     every pair, else with random codes, a quarter of them extremes, and all lanes at the
-    corners. Some vectors assert the reset.
+    corners; both while the accumulator holds anything. Some vectors assert the reset.
 
     Args:
         unit: The unit.
@@ -109,7 +109,7 @@ def verify_dot_product(
     )
     inputs = {
         "rst": reset,
-        "w": _lane_bits(w, unit.weights.bits),
+        "w": _lane_bits(unit.weight_bits(w), unit.weights.bits),
         "a": _lane_bits(a, unit.activations.bits),
     }
     _, following = netlist.simulate(inputs, state)

@@ -29,6 +29,9 @@ _CELLS: Final = frozenset(
         *("CARRY4", "CARRY8", "FDRE", "FDSE", "FDCE", "FDPE", "GND", "VCC"),
     }
 )
+# The default script of abc restructures logic before it maps it; the other one maps what is there
+# to the fewest LUTs.
+_SCRIPTS: Final = {"lean": "", "area": "-script +strash;if,-a,-C,32,-F,4,-A,6"}
 _MODULE: Final = re.compile(r"((?:\(\*[^\n]*\*\)\s*\n)*module\s+(\w+)\b.*?endmodule)", re.DOTALL)
 
 
@@ -72,7 +75,7 @@ class _Yosys:
             # One pass of plain abc. Functions of five inputs and fewer cost less: they can share
             # a site with another one.
             self._run("opt_expr -mux_undef -noclkinv")
-            self._run("abc -luts 2:2,3,6:5")
+            self._run(f"abc -luts 2:2,3,6:5 {_SCRIPTS[flow]}")
             self._run("clean")
             self._run("techmap -map +/xilinx/lut_map.v -map +/xilinx/cells_map.v -D LUT_WIDTH=6")
             self._run("xilinx_dffopt")
