@@ -53,7 +53,10 @@ class Architecture:
     magnitude: bool = False
 
     def __str__(self) -> str:
-        """Spell the architecture: ``table``, ``chain-w``, ``array-booth-8``, ``magnitude-table``."""
+        """Spell the architecture, for ``parse``.
+
+        ``table``, ``chain-w``, ``array-booth-8``, ``magnitude-table``.
+        """
         parts = ["magnitude"] if self.magnitude else []
         parts.append(self.kind.value)
         if self.kind is Kind.CHAIN:
@@ -114,6 +117,10 @@ def architectures(weights: Format, activations: Format) -> tuple[Architecture, .
     """List the structured architectures that make sense for a pair of formats.
 
     ``PLAIN`` is left out: it fits every pair and is only a reference.
+
+    Args:
+        weights: Format of the weights.
+        activations: Format of the activations.
     """
     found = _fitting(operand_of(weights), operand_of(activations), magnitude=False)
     recoded = as_magnitude(weights)

@@ -148,7 +148,14 @@ class Circuit:
         return f"{{{bits - bus.bits}'d0, {bus.name}}}"
 
     def add(
-        self, a: str, b: str, carry: str, bits: int, *, part: Part | None = Part.ADD, stem: str = "sum"
+        self,
+        a: str,
+        b: str,
+        carry: str,
+        bits: int,
+        *,
+        part: Part | None = Part.ADD,
+        stem: str = "sum",
     ) -> Bus:
         """Write an adder: one site per bit, with a function of five inputs in front of ``b``.
 
@@ -202,10 +209,11 @@ class Circuit:
         )
         result = self.wire(stem, bits)
         support = tuple(_support(table, width) for table in tables)
+        module = "lw_lut" if hard else "lw_table"
         for bit, table in enumerate(tables):
             self.write(
-                f"{'lw_lut' if hard else 'lw_table'} #(.N({width}), .T({1 << width}'h{table:x})) {self.name('lut')} "
-                f"(.x({joined.name}), .y({result[bit]}));"
+                f"{module} #(.N({width}), .T({1 << width}'h{table:x})) "
+                f"{self.name('lut')} (.x({joined.name}), .y({result[bit]}));"
             )
         if part is not None:
             self.count(part, sum(lut_sites(inputs) for inputs in support))
@@ -216,8 +224,6 @@ def _support(table: int, inputs: int) -> int:
     """Count the inputs that a truth table depends on."""
     found = 0
     for number in range(inputs):
-        low = sum(
-            1 << index for index in range(1 << inputs) if not index >> number & 1
-        )
+        low = sum(1 << index for index in range(1 << inputs) if not index >> number & 1)
         found += ((table >> (1 << number)) ^ table) & low != 0
     return found

@@ -60,7 +60,13 @@ class _Row(Enum):
 
 
 def write_array(circuit: Circuit, one: Factor, other: Factor, array: Array) -> Factor:
-    """Write the product of two operands, of which at most one is two's complement, or both.
+    """Write the product of two operands.
+
+    Args:
+        circuit: Where to.
+        one: An operand.
+        other: Another operand.
+        array: How to multiply; with two's complement on both sides ``DIGITS`` is Booth rows.
 
     Returns:
         The product, ``one.bits + other.bits`` wide; narrower where an operand has one bit.
@@ -92,7 +98,15 @@ def write_array(circuit: Circuit, one: Factor, other: Factor, array: Array) -> F
 
 
 def array_sites(x: int, x_signed: bool, b: int, b_signed: bool, array: Array) -> float:
-    """Count the sites of a product of operands of ``x`` and ``b`` bits."""
+    """Count the sites of a product.
+
+    Args:
+        x: Bits of an operand.
+        x_signed: Whether it is two's complement.
+        b: Bits of the other operand.
+        b_signed: Whether that is.
+        array: How to multiply.
+    """
     booth = min(_booth_sites(x, x_signed, b, b_signed), _booth_sites(b, b_signed, x, x_signed))
     if array is Array.BOOTH or (x_signed and b_signed):
         return booth
@@ -132,8 +146,10 @@ def _digit_order(one: Factor, other: Factor) -> tuple[Factor, Factor]:
 
 @cache
 def _digits(x: int, b: int) -> tuple[float, tuple[tuple[_Row, int], ...]]:
-    """Return the fewest sites for an unsigned multiplier of ``b`` bits, and the rows, lowest
-    first."""
+    """Return the fewest sites for an unsigned multiplier of ``b`` bits, and its rows.
+
+    Rows come lowest first, each with the bits that it takes.
+    """
     return _best_rows(x, b, first=True)
 
 
@@ -181,15 +197,14 @@ def _write_digits(circuit: Circuit, x: Factor, b: Factor) -> Bus:
         position += size
         if position < b.bits:
             low.append(f"{total.name}[{size - 1}:0]")
-            total = circuit.wire("high", total.bits - size, f"{total.name}[{total.bits - 1}:{size}]")
+            rest = f"{total.name}[{total.bits - 1}:{size}]"
+            total = circuit.wire("high", total.bits - size, rest)
     assert total is not None
     parts = ", ".join([total.name, *reversed(low)])
     return circuit.wire("product", x.bits + b.bits, f"{{{parts}}}")
 
 
-def _write_row(
-    circuit: Circuit, x: Factor, b: Factor, row: _Row, position: int, size: int
-) -> Bus:
+def _write_row(circuit: Circuit, x: Factor, b: Factor, row: _Row, position: int, size: int) -> Bus:
     if row is _Row.AND:
         return circuit.wire(row.value, x.bits, f"{x.bus.name} & {{{x.bits}{{{b.bus[position]}}}}}")
     bits = x.bits + size

@@ -8,6 +8,7 @@ from lutwise.quant.formats import Format, IntFormat
 
 __all__ = ["Operand", "operand_of"]
 
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operand:
     """A code, split into the parts that a multiplier sees.

@@ -113,8 +113,8 @@ def _array(
     *,
     signed: bool,
 ) -> list[Bit]:
-    factors = [_significand(circuit, side) for side in sides]
-    product = write_array(circuit, *factors, architecture.array)
+    one, other = (_significand(circuit, side) for side in sides)
+    product = write_array(circuit, one, other, architecture.array)
     if not any(side.operand.max_shift for side in sides):
         wires = [Bit(product.bus[bit], 1) for bit in range(product.bits)]
         top = wires[-1] if signed else _ZERO
@@ -212,9 +212,9 @@ def _exponent_sum(circuit: Circuit, sides: Sequence[_Side], reach: int, step: in
     bits = (reach + offset).bit_length()
     clipped = []
     for side in sides:
-        text, width = side.exponent
-        high = f"{side.bus.name}[{side.operand.magnitude_bits - 1}:{side.operand.mantissa_bits + 1}]"
-        low = f"{side.bus[side.operand.mantissa_bits]} | ~{_normal(side)}"
+        width, lowest = side.operand.exponent_bits, side.operand.mantissa_bits
+        high = f"{side.bus.name}[{side.operand.magnitude_bits - 1}:{lowest + 1}]"
+        low = f"{side.bus[lowest]} | ~{_normal(side)}"
         circuit.count(Part.EXPONENT, lut_sites(width))
         clipped.append(circuit.wire("exponent", width, f"{{{high}, {low}}}"))
     if len(clipped) == 1:
@@ -251,9 +251,7 @@ def _decoded(wires: Sequence[str], places: int) -> tuple[tuple[str, int], ...]:
     return tuple(
         (
             "("
-            + " & ".join(
-                wire if place >> bit & 1 else f"~{wire}" for bit, wire in enumerate(wires)
-            )
+            + " & ".join(wire if place >> bit & 1 else f"~{wire}" for bit, wire in enumerate(wires))
             + ")",
             len(wires),
         )
@@ -274,7 +272,10 @@ def _fine_shift(
     bits = min(bus.bits + ((choices - 1) << place), product.bits + limit)
     texts = []
     for bit in range(bits):
-        sources = [_source(bus, bit - (choice << place), product.signed) for choice in range(choices)]
+        sources = [
+            _source(bus, bit - (choice << place), signed=product.signed)
+            for choice in range(choices)
+        ]
         live = {source for source in sources if source != _ZERO.text}
         circuit.count(Part.SHIFT, mux_sites(len(live) + len(select)))
         pairs = [
@@ -285,7 +286,8 @@ def _fine_shift(
     return circuit.wire("shifted", bits, "{" + ", ".join(reversed(texts)) + "}")
 
 
-def _source(bus: Bus, index: int, signed: bool) -> str:  # noqa: FBT001
+def _source(bus: Bus, index: int, *, signed: bool) -> str:
+    """Return a bit of a shifted number, zero or a copy of the sign outside of it."""
     if index < 0 or (index >= bus.bits and not signed):
         return _ZERO.text
     return bus[min(index, bus.bits - 1)]
@@ -296,12 +298,12 @@ def _coarse(bus: Bus, bits: int, step: int, shift: _Shift, *, signed: bool) -> l
     found = []
     for bit in range(shift.offset, bits + shift.offset):
         if not shift.coarse:
-            source = _source(bus, bit, signed)
+            source = _source(bus, bit, signed=signed)
             found.append(Bit(source, int(source != _ZERO.text)))
             continue
         terms, wires, decoders = [], set(), 0
         for place, (select, inputs) in enumerate(shift.coarse):
-            source = _source(bus, bit - step * place, signed)
+            source = _source(bus, bit - step * place, signed=signed)
             if source != _ZERO.text:
                 terms.append(f"({source} & {select})")
                 wires.add(source)
