@@ -7,6 +7,7 @@ rounded. The numbers are integers in units of ``2**unit_exponent``.
 """
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Final
 
 import numpy as np
@@ -26,7 +27,7 @@ from lutwise.hw.dot_product_rtl import Emitted, write_dot_product
 from lutwise.hw.ports import Direction, Port
 from lutwise.quant.formats import Format
 
-__all__ = ["MOST_ACCUMULATOR_BITS", "DotProduct"]
+__all__ = ["MOST_ACCUMULATOR_BITS", "DotProduct", "smallest_architecture"]
 
 MOST_ACCUMULATOR_BITS: Final = 64
 """Wider accumulators are refused: nothing that runs a network holds such sums."""
@@ -38,7 +39,8 @@ class DotProduct:
 
     Ports: ``clk``; ``rst``, synchronous, clears the accumulator; ``w`` and ``a``, lane 0 in
     the lowest bits; ``acc``, the accumulator register. Each rising edge without ``rst`` adds
-    the sum of the lane products: latency one cycle, one new set of operands per cycle.
+    the sum of the lane products: latency one cycle, one new set of operands per cycle. With
+    ``pipeline`` operands and ``rst`` take effect one cycle later.
 
     Codes that are no number of a format (Inf, NaN, the most negative code of a narrow
     integer) must not be applied: ``model`` refuses them and the circuit's answer is not
@@ -51,6 +53,11 @@ class DotProduct:
         architecture: How products are built.
         length: Products of the longest dot product; sizes the accumulator.
         bounds: Least and greatest sum, where more is known than formats and length.
+        restart: Instead of ``rst`` the unit has ``ce``, without which it stands still, ``take``,
+            without which operands do not count, and ``first``, with which the sum begins anew
+            with the operands of that cycle.
+        pipeline: Registers in front of the accumulator: a latency of two cycles and a shorter
+            longest path; still one new set of operands per cycle.
 
     Raises:
         ConfigError: Lanes or length out of range, an architecture that the formats do not
@@ -63,6 +70,8 @@ class DotProduct:
     architecture: Architecture
     length: int = 1024
     bounds: tuple[int, int] | None = None
+    restart: bool = False
+    pipeline: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.lanes <= self.length:
@@ -76,6 +85,8 @@ class DotProduct:
                 f"{self.activations}; wanted plain or one of "
                 f"{', '.join(str(architecture) for architecture in allowed)}"
             )
+        if self.architecture.kind is Kind.PLAIN and (self.restart or self.pipeline):
+            raise ConfigError("the plain unit is a reference: it has neither restart nor pipeline")
         if self.accumulator_bits > MOST_ACCUMULATOR_BITS:
             raise ConfigError(
                 f"the sum of {self.length} products of {self.weights} x {self.activations} "
@@ -89,7 +100,13 @@ class DotProduct:
         return (
             f"{self.weights.name}x{self.activations.name} lanes={self.lanes} "
             f"acc={self.accumulator_bits} {self.architecture}"
+            f"{' restart' if self.restart else ''}{' pipeline' if self.pipeline else ''}"
         )
+
+    @property
+    def latency(self) -> int:
+        """Clock edges from operands to the accumulator that holds them."""
+        return 2 if self.pipeline else 1
 
     @property
     def unit_exponent(self) -> int:
@@ -118,9 +135,10 @@ class DotProduct:
     @property
     def ports(self) -> tuple[Port, ...]:
         """Ports of the emitted module, in order."""
+        control = ("ce", "take", "first") if self.restart else ("rst",)
         return (
             Port(name="clk", bits=1, direction=Direction.INPUT),
-            Port(name="rst", bits=1, direction=Direction.INPUT),
+            *(Port(name=name, bits=1, direction=Direction.INPUT) for name in control),
             Port(name="w", bits=self.lanes * self.weights.bits, direction=Direction.INPUT),
             Port(name="a", bits=self.lanes * self.activations.bits, direction=Direction.INPUT),
             Port(
@@ -177,7 +195,8 @@ class DotProduct:
         if recoded is None:
             return weight_codes
         numbers = code_integers(self.weights)[weight_codes].astype(np.int64)
-        return np.abs(numbers) | (numbers < 0).astype(np.int64) << (recoded.bits - 1)
+        found: npt.NDArray[np.int64] = np.abs(numbers) | (numbers < 0) << (recoded.bits - 1)
+        return found
 
     def emit(self, *, module: str = "dot_product") -> str:
         """Write the unit as Verilog, with all modules that it needs.
@@ -199,5 +218,34 @@ class DotProduct:
             lanes=self.lanes,
             accumulator_bits=self.accumulator_bits,
             architecture=self.architecture,
+            restart=self.restart,
+            pipeline=self.pipeline,
             module=module,
         )
+
+
+@cache
+def smallest_architecture(weights: Format, activations: Format, lanes: int) -> Architecture:
+    """Return the architecture with the fewest counted sites.
+
+    Args:
+        weights: Format of the weights.
+        activations: Format of the activations.
+        lanes: Products per cycle.
+    """
+    low, high = accumulator_range(weights, activations, max(lanes, 1024))
+    reach = 1 << (MOST_ACCUMULATOR_BITS - 1)
+    bounds = max(low, -reach), min(high, reach - 1)
+
+    def sites(architecture: Architecture) -> float:
+        unit = DotProduct(
+            weights=weights,
+            activations=activations,
+            lanes=lanes,
+            length=max(lanes, 1024),
+            architecture=architecture,
+            bounds=bounds,
+        )
+        return sum(unit.counted_sites().values())
+
+    return min(architectures(weights, activations), key=sites)

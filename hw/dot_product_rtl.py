@@ -10,6 +10,7 @@ carry inputs as lanes.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from math import ceil
 from typing import Final
 
@@ -18,7 +19,7 @@ from lutwise.hw.booth_chain import Sum, write_booth_chain
 from lutwise.hw.bounds import product_range, width_of_range
 from lutwise.hw.circuit import Bus, Circuit, Part, Term, mux_sites
 from lutwise.hw.operand import Operand, operand_of
-from lutwise.hw.ports import Direction, Port
+from lutwise.hw.ports import Port
 from lutwise.hw.product import write_product
 from lutwise.hw.verilog import library, module_text
 from lutwise.quant.formats import Format
@@ -53,6 +54,8 @@ def write_dot_product(
     lanes: int,
     accumulator_bits: int,
     architecture: Architecture,
+    restart: bool,
+    pipeline: bool,
     module: str,
 ) -> Emitted:
     """Write a dot-product unit and all modules that it needs.
@@ -64,13 +67,18 @@ def write_dot_product(
         lanes: Products per cycle.
         accumulator_bits: Width of the accumulator.
         architecture: How products are built.
+        restart: Begin sums anew with the operands that ``first`` comes with, take operands with
+            ``take`` only and stand still without ``ce``, instead of a reset.
+        pipeline: Registers between the products' sums and the accumulator.
         module: Name of the top module.
     """
     circuit = Circuit()
     operands = [
         (
             circuit.wire("w", weights.bits, f"w[{lane * weights.bits}+:{weights.bits}]"),
-            circuit.wire("a", activations.bits, f"a[{lane * activations.bits}+:{activations.bits}]"),
+            circuit.wire(
+                "a", activations.bits, f"a[{lane * activations.bits}+:{activations.bits}]"
+            ),
         )
         for lane in range(lanes)
     ]
@@ -79,9 +87,12 @@ def write_dot_product(
     if architecture.kind is Kind.PLAIN:
         parts = _write_plain(circuit, on_wire, activations, operands, accumulator_bits)
     else:
-        parts = ("lw_add", "lw_add3", "lw_booth", "lw_lut", "lw_table")
+        last = "lw_accumulate3" if restart else "lw_add3"
+        parts = ("lw_add", last, "lw_booth", "lw_lut", "lw_table")
         signed = product_range(weights, activations)[0] < 0
-        total = _Reduction(circuit, bits=accumulator_bits, signed=signed)
+        total = _Reduction(
+            circuit, bits=accumulator_bits, signed=signed, restart=restart, pipeline=pipeline
+        )
         if architecture.kind is Kind.CHAIN:
             for group in _groups(operands, LONGEST_CHAIN[architecture.kind]):
                 total.sums.append(
@@ -95,13 +106,18 @@ def write_dot_product(
                     write_product(circuit, on_wire, activations, w, a, architecture)
                     for w, a in group
                 ]
-                if lanes == 1:
+                if lanes == 1 and not pipeline:
                     total.accumulate_term(*terms)
                 else:
                     total.chain(terms)
         if total.sums:
             total.accumulate()
-    circuit.write("always @(posedge clk) if (rst) acc <= 0; else acc <= following;")
+    if restart:
+        take = "take_q" if pipeline else "take"
+        circuit.write(f"always @(posedge clk) if (ce & {take}) acc <= following;")
+    else:
+        reset = "first_q" if pipeline else "rst"
+        circuit.write(f"always @(posedge clk) if ({reset}) acc <= 0; else acc <= following;")
     text = module_text(module, ports, circuit.lines, registered="acc")
     return Emitted(text="\n".join([library(*parts), text]), sites=circuit.sites)
 
@@ -111,16 +127,20 @@ def _groups(operands: list[tuple[Bus, Bus]], longest: int) -> list[list[tuple[Bu
     lanes = len(operands)
     count = min(lanes, 2 * ceil(lanes / (2 * longest)))
     ends = [round(lanes * index / count) for index in range(count + 1)]
-    return [operands[start:end] for start, end in zip(ends, ends[1:], strict=False)]
+    return [operands[start:end] for start, end in pairwise(ends)]
 
 
 class _Reduction:
     """Adds terms, with the carries that complete negations wherever an adder has room."""
 
-    def __init__(self, circuit: Circuit, *, bits: int, signed: bool) -> None:
+    def __init__(
+        self, circuit: Circuit, *, bits: int, signed: bool, restart: bool, pipeline: bool
+    ) -> None:
         self.circuit = circuit
         self.bits = bits
         self.signed = signed
+        self.restart = restart
+        self.pipeline = pipeline
         self.sums: list[Sum] = []
 
     def chain(self, terms: list[Term]) -> None:
@@ -136,6 +156,8 @@ class _Reduction:
         while len(self.sums) > 2:
             pairs = [self.sums[i : i + 2] for i in range(0, len(self.sums), 2)]
             self.sums = [self._join(*pair) if len(pair) == 2 else pair[0] for pair in pairs]
+        if self.pipeline:
+            self._register()
         texts = [self._extend(found, self.bits) for found in self.sums]
         pending = [wire for found in self.sums for wire in found.pending]
         self._accumulate(texts, pending)
@@ -145,6 +167,33 @@ class _Reduction:
         self._count_merged(term, self.bits)
         self._accumulate([term.text(self.bits)], [term.negate] if term.negate else [])
 
+    def _register(self) -> None:
+        """Put registers behind the sums, and behind what tells the accumulator to begin anew."""
+        circuit = self.circuit
+        enable = "if (ce) " if self.restart else ""
+        self.sums = [
+            Sum(
+                bus=self._registered(found.bus, enable),
+                low=found.low,
+                high=found.high,
+                pending=tuple(self._registered(Bus(w, 1), enable).name for w in found.pending),
+            )
+            for found in self.sums
+        ]
+        circuit.write("reg first_q;")
+        circuit.write(
+            f"always @(posedge clk) {enable}first_q <= {'first' if self.restart else 'rst'};"
+        )
+        if self.restart:
+            circuit.write("reg take_q;")
+            circuit.write("always @(posedge clk) if (ce) take_q <= take;")
+
+    def _registered(self, bus: Bus, enable: str) -> Bus:
+        found = Bus(self.circuit.name("stage"), bus.bits)
+        self.circuit.write(f"reg [{bus.bits - 1}:0] {found.name};")
+        self.circuit.write(f"always @(posedge clk) {enable}{found.name} <= {bus.name};")
+        return found
+
     def _accumulate(self, texts: list[str], pending: list[str]) -> None:
         assert len(texts) <= 2
         assert len(pending) <= len(texts)
@@ -152,14 +201,20 @@ class _Reduction:
         carries = [*pending, _ZERO, _ZERO]
         self.circuit.count(Part.ADD, bits)
         self.circuit.write(f"wire [{bits - 1}:0] following;")
+        begin = ("first_q" if self.pipeline else "first") if self.restart else ""
         if len(texts) == 1:
+            before = f"acc & {{{bits}{{~{begin}}}}}" if begin else "acc"
             self.circuit.write(
-                f"lw_add #(.W({bits})) accumulate (.a(acc), .b({texts[0]}), "
+                f"lw_add #(.W({bits})) accumulate (.a({before}), .b({texts[0]}), "
                 f".cin({carries[0]}), .y(following));"
             )
             return
+        module, before = "lw_add3", ".a(acc)"
+        if begin:
+            module, before = "lw_accumulate3", f".acc(acc), .restart({begin})"
+        names = ".b({}), .c({})".format(*texts)
         self.circuit.write(
-            f"lw_add3 #(.W({bits})) accumulate (.a(acc), .b({texts[0]}), .c({texts[1]}), "
+            f"{module} #(.W({bits})) accumulate ({before}, {names}, "
             f".cin0({carries[0]}), .cin1({carries[1]}), .y(following));"
         )
 

@@ -15,12 +15,24 @@ import numpy.typing as npt
 
 from lutwise.errors import ToolError
 
-__all__ = ["CARRY_WIDTH", "FLIP_FLOPS", "LUT_PINS", "Cell", "Netlist", "bits_of", "from_bits"]
+__all__ = [
+    "CARRY_WIDTH",
+    "FLIP_FLOPS",
+    "LUT_PINS",
+    "MEMORY_LUTS",
+    "Cell",
+    "Netlist",
+    "bits_of",
+    "from_bits",
+]
 
 LUT_PINS: Final = ("I0", "I1", "I2", "I3", "I4", "I5")
 CARRY_WIDTH: Final = {"CARRY4": 4, "CARRY8": 8}
+MEMORY_LUTS: Final = {"RAM32M16": 8, "RAM64M8": 8}
+"""LUTs of small memories. They are counted; a netlist with one cannot be simulated."""
+
 FLIP_FLOPS: Final = frozenset({"FDRE", "FDSE", "FDCE", "FDPE"})
-_OUTPUT_PINS = frozenset({"O", "O5", "O6", "CO", "Q"})
+_OUTPUT_PINS = frozenset({"O", "O5", "O6", "CO", "Q", *(f"DO{port}" for port in "ABCDEFGH")})
 _CONSTANTS = frozenset({"GND", "VCC"})
 
 _WORD_BITS: Final = 62
@@ -196,6 +208,8 @@ class Netlist:
             output net its value after the next clock edge, shape (vectors,). ``CE``, ``R`` and
             ``S`` act as inputs of the register.
         """
+        if any(cell.kind in MEMORY_LUTS for cell in self.cells):
+            raise ToolError("netlist", "unknown", "a netlist with memories is not simulated")
         vectors = next(values.shape[1] for values in inputs.values())
         zero = np.zeros((vectors + 63) // 64, dtype=np.uint64)
         words: dict[Net, npt.NDArray[np.uint64]] = {"0": zero, "x": zero, "z": zero, "1": ~zero}
@@ -259,7 +273,7 @@ class Netlist:
                 self._gates[cell.pin("P" if cell.kind == "VCC" else "G")] = _Gate(
                     (), int(cell.kind == "VCC"), 0, 0.0
                 )
-            elif cell.kind not in FLIP_FLOPS:
+            elif cell.kind not in FLIP_FLOPS and cell.kind not in MEMORY_LUTS:
                 raise ToolError("yosys", "unknown", f"unexpected primitive {cell.kind!r}")
         self._sort()
 

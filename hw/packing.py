@@ -14,7 +14,7 @@ output has no way out. This is an estimate, not the result of a placer.
 import heapq
 from dataclasses import dataclass
 
-from lutwise.hw.netlist import CARRY_WIDTH, FLIP_FLOPS, Net, Netlist
+from lutwise.hw.netlist import CARRY_WIDTH, FLIP_FLOPS, MEMORY_LUTS, Net, Netlist
 
 __all__ = ["Packing", "pack"]
 
@@ -27,7 +27,7 @@ class Packing:
     """Result of the estimate.
 
     Args:
-        luts: LUT6 sites.
+        luts: LUT6 sites, those of memories included.
         luts_raw: LUT functions, as Yosys counts them.
         carry8: CARRY8 cells, from the lengths of the carry chains.
     """
@@ -55,6 +55,7 @@ def pack(netlist: Netlist) -> Packing:
     rest = [index for index in inputs if index not in used]
     single = [index for index in rest if not _has_two_outputs(netlist, index)]
     sites += len(rest) - _pairs({index: inputs[index] for index in single})
+    sites += sum(MEMORY_LUTS.get(cell.kind, 0) for cell in netlist.cells)
     functions = sum(1 + _has_two_outputs(netlist, index) for index in inputs)
     return Packing(luts=sites, luts_raw=functions, carry8=carry8)
 

@@ -27,6 +27,7 @@ _CELLS: Final = frozenset(
     {
         *("LUT1", "LUT2", "LUT3", "LUT4", "LUT5", "LUT6", "LUT6_2", "MUXF7", "MUXF8", "INV"),
         *("CARRY4", "CARRY8", "FDRE", "FDSE", "FDCE", "FDPE", "GND", "VCC"),
+        *("RAM32M16", "RAM64M8"),
     }
 )
 # The default script of abc restructures logic before it maps it; the other one maps what is there

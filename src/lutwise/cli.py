@@ -217,6 +217,57 @@ def _export(**options: Any) -> None:
     _print(commands.export(options), options["as_json"])
 
 
+@cli.command("verify")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--rtl", is_flag=True, required=True, help="Simulate the layers' own Verilog.")
+@click.option(
+    "--layer",
+    "layers",
+    multiple=True,
+    metavar="GLOB",
+    help="Layers to prove; all if left out. Repeatable.",
+)
+@click.option("--data", help="Images, as for run; random numbers if left out.")
+@click.option("--images", type=click.IntRange(1), default=1, show_default=True, help="At most.")
+@click.option("--vectors", type=click.IntRange(1), help="Input vectors per layer, at most.")
+@click.option(
+    "--pe",
+    type=click.IntRange(1),
+    default=4,
+    show_default=True,
+    help="Outputs computed side by side.",
+)
+@click.option(
+    "--simd",
+    type=click.IntRange(1, 256),
+    default=8,
+    show_default=True,
+    help="Products per output and cycle.",
+)
+@click.option("--pipeline", is_flag=True, help="Registers inside the dot products.")
+@click.option(
+    "--pressure/--no-pressure",
+    default=True,
+    show_default=True,
+    help="Let writer and reader of the streams pause at random.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@click.option("--quiet", is_flag=True, help="No progress on stderr.")
+def _verify(**options: Any) -> None:
+    """Prove the layers of a finished RUN in RTL.
+
+    Every layer becomes a matrix-vector unit with the run's own weights; the activations of real
+    images go through it in Verilator, and each result is compared with the exact executor's.
+    Units and transcripts with hashes are written to RUN/rtl. Exit code 1 says that one differs.
+    """
+    from lutwise import commands
+
+    found = commands.verify(options)
+    _print(found, options["as_json"])
+    if found["mismatches"]:
+        sys.exit(1)
+
+
 @cli.command("convert")
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("target", type=click.Path(path_type=Path))

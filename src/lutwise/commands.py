@@ -40,6 +40,7 @@ from lutwise.quant.preprocessing import Preprocessing
 from lutwise.quant.quantize import collect_samples, prepare, quantize
 from lutwise.quant.recipe import Recipe, load_recipe
 from lutwise.reporting import draw_sweep, read_sweep, run_summary
+from lutwise.rtl_proof import RTL_FOLDER, LayerProof, UnitOptions, prove_layers
 from lutwise.run_directory import preprocessing_near
 from lutwise.shown import points_shown, steps_shown
 from lutwise.space import load_space
@@ -57,6 +58,7 @@ __all__ = [
     "run",
     "sweep",
     "synth",
+    "verify",
 ]
 
 Options = Mapping[str, Any]
@@ -353,6 +355,46 @@ def _write_flavour(
         "nodes": len(model.graph.node),
         "check": {"data": name, **asdict(found)},
     }
+
+
+def verify(options: Options) -> dict[str, Any]:
+    """Do ``quantize verify``."""
+    folder: Path = options["run"]
+    network = load_network(folder / NETWORK_FILE)
+    shape = network.tensors[network.input].shape
+    name, images = _images(options, shape, preprocessing_near(folder))
+    with locked(folder), steps_shown(options["quiet"]) as show:
+        proofs = prove_layers(
+            network,
+            images,
+            folder / RTL_FOLDER,
+            layers=options["layers"],
+            options=UnitOptions(
+                pe=options["pe"],
+                simd=options["simd"],
+                pipeline=options["pipeline"],
+                pressure=options["pressure"],
+                vectors=options["vectors"],
+            ),
+            tell=show,
+        )
+    return {
+        "data": name,
+        "images": len(images),
+        "simulator": proofs[0].simulator,
+        "values": sum(proof.values for proof in proofs),
+        "mismatches": sum(proof.mismatches for proof in proofs),
+        "transcripts": str(folder / RTL_FOLDER),
+        "layers": [_proof_row(proof) for proof in proofs],
+    }
+
+
+def _proof_row(proof: LayerProof) -> dict[str, Any]:
+    shown = ("layer", "pe", "simd", "architecture", "form", "accumulator_bits", "vectors",
+             "values", "mismatches", "interval", "cycles")  # fmt: skip
+    plain = asdict(proof)
+    row = {key: plain[key] for key in shown}
+    return {**row, "first_mismatch": proof.first_mismatch} if proof.mismatches else row
 
 
 def convert(options: Options) -> dict[str, Any]:

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From the sum of an output channel to its code, with the numbers of all channels in ROM.
+
+Two forms compute the same ``clamp(round((sum + bias) * multiplier * 2**-shift))``:
+
+- *multiply*: bias adder, multiplier, one rounding, saturation (`lutwise.hw.requantizer`);
+- *thresholds*: a binary search among the sums from which on the result rises, one comparison per
+  bit of the output; bias and scale are in the thresholds.
+"""
+
+from bisect import bisect_right
+from dataclasses import dataclass
+from enum import Enum
+from fractions import Fraction
+from functools import cached_property
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+
+from lutwise.errors import ConfigError
+from lutwise.hw.bounds import code_integers, legal_codes
+from lutwise.hw.requantizer import Requantizer
+from lutwise.quant.formats import Format, values
+from lutwise.quant.numerics import quantize
+
+__all__ = ["Form", "OutputStage", "result_codes"]
+
+_MOST_THRESHOLD_BITS = 4
+
+
+class Form(Enum):
+    """How a sum becomes a code."""
+
+    MULTIPLY = "multiply"
+    THRESHOLDS = "thresholds"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputStage:
+    """What follows the accumulator, for all channels of a layer.
+
+    Sums are integers in the accumulator's unit; results are integers in the output's unit.
+
+    Args:
+        output: Format of the results.
+        bias: Added to the sum, per channel.
+        multipliers: Positive integers, per channel.
+        shift: Bits dropped after the multiplication.
+        low: Least result, in units of the output.
+        high: Greatest result, in units of the output.
+
+    Raises:
+        ConfigError: The channels do not match, or no result lies between the bounds.
+    """
+
+    output: Format
+    bias: tuple[int, ...]
+    multipliers: tuple[int, ...]
+    shift: int
+    low: int
+    high: int
+
+    def __post_init__(self) -> None:
+        if len(self.bias) != len(self.multipliers) or not self.bias:
+            raise ConfigError(
+                f"wanted a bias and a multiplier per channel, got {len(self.bias)} and "
+                f"{len(self.multipliers)}"
+            )
+        if min(self.multipliers) < 1 or self.shift < 0:
+            raise ConfigError("multipliers are positive and the shift is not negative")
+        if len(self.codes) < 2:
+            raise ConfigError(f"{self.output} has no two values in {self.low}..{self.high}")
+
+    @property
+    def form(self) -> Form:
+        """The form that takes fewer LUTs: thresholds up to four bits."""
+        few = len(self.codes) <= 1 << _MOST_THRESHOLD_BITS
+        return Form.THRESHOLDS if few or not self._multiplies else Form.MULTIPLY
+
+    @property
+    def _multiplies(self) -> bool:
+        """Whether clamping is what a requantizer does: at zero or the format's least number."""
+        numbers = code_integers(self.output)[legal_codes(self.output)]
+        return self.low in {0, int(min(numbers))}
+
+    @cached_property
+    def codes(self) -> tuple[int, ...]:
+        """Codes of all results, by ascending result."""
+        return result_codes(self.output, self.low, self.high)
+
+    @cached_property
+    def thresholds(self) -> tuple[tuple[int, ...], ...]:
+        """Per channel the least sum of every result but the first, ascending."""
+        numbers = code_integers(self.output)
+        grid = [int(numbers[code]) for code in self.codes]
+        middles = [Fraction(a + b, 2) for a, b in pairwise(grid)]
+        unit = self.output.unit_exponent
+        ends = np.array([float(middle) for middle in middles]) * 2.0**unit
+        ups = quantize(self.output, ends) * 2.0**-unit
+        found = []
+        for bias, multiplier in zip(self.bias, self.multipliers, strict=True):
+            row = []
+            for middle, up, upper in zip(middles, ups, grid[1:], strict=True):
+                at = middle * (1 << self.shift) / multiplier
+                first = -(-at.numerator // at.denominator)
+                if at.denominator == 1 and up != upper:
+                    first += 1
+                row.append(first - bias)
+            found.append(tuple(row))
+        return tuple(found)
+
+    def requantizer(self, accumulator_bits: int) -> Requantizer:
+        """Return the unit of the *multiply* form, for the sum with its bias.
+
+        Raises:
+            ConfigError: The output is not clamped as the unit does it.
+        """
+        if not self._multiplies:
+            raise ConfigError(f"a requantizer to {self.output} does not clamp at {self.low}")
+        bits = max(2, *(m.bit_length() for m in self.multipliers))
+        return Requantizer(
+            accumulator_bits=accumulator_bits,
+            output=self.output,
+            shift=self.shift,
+            multiplier_bits=bits,
+            relu=self.low == 0,
+        )
+
+    def model(
+        self, sums: npt.NDArray[np.int64], channels: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.int64]:
+        """Return the codes of sums.
+
+        Args:
+            sums: Integers, any shape.
+            channels: Of each, the same shape.
+        """
+        flat = [
+            self.codes[bisect_right(self.thresholds[channel], total)]
+            for total, channel in zip(sums.ravel().tolist(), channels.ravel().tolist(), strict=True)
+        ]
+        return np.array(flat, dtype=np.int64).reshape(sums.shape)
+
+
+def result_codes(output: Format, low: int, high: int) -> tuple[int, ...]:
+    """Return the codes of a format's numbers between two bounds, by ascending number.
+
+    Of two zeros it is the positive one.
+    """
+    numbers = code_integers(output)
+    by_number: dict[int, int] = {}
+    for code in legal_codes(output):
+        by_number.setdefault(int(numbers[code]), int(code))
+    assert len(by_number) == len(values(output))
+    return tuple(by_number[number] for number in sorted(by_number) if low <= number <= high)
