@@ -24,7 +24,7 @@ from lutwise.hw.requantizer import Requantizer
 from lutwise.quant.formats import Format, values
 from lutwise.quant.numerics import quantize
 
-__all__ = ["Form", "OutputStage", "result_codes"]
+__all__ = ["Form", "OutputStage", "form_for", "result_codes"]
 
 _MOST_THRESHOLD_BITS = 4
 
@@ -75,8 +75,7 @@ class OutputStage:
     @property
     def form(self) -> Form:
         """The form that takes fewer LUTs: thresholds up to four bits."""
-        few = len(self.codes) <= 1 << _MOST_THRESHOLD_BITS
-        return Form.THRESHOLDS if few or not self._multiplies else Form.MULTIPLY
+        return form_for(len(self.codes)) if self._multiplies else Form.THRESHOLDS
 
     @property
     def _multiplies(self) -> bool:
@@ -143,7 +142,14 @@ class OutputStage:
         return np.array(flat, dtype=np.int64).reshape(sums.shape)
 
 
-def result_codes(output: Format, low: int, high: int) -> tuple[int, ...]:
+def form_for(results: int) -> Form:
+    """Return the form that takes fewer LUTs for so many different results."""
+    return Form.THRESHOLDS if results <= 1 << _MOST_THRESHOLD_BITS else Form.MULTIPLY
+
+
+def result_codes(
+    output: Format, low: int | None = None, high: int | None = None
+) -> tuple[int, ...]:
     """Return the codes of a format's numbers between two bounds, by ascending number.
 
     Of two zeros it is the positive one.
@@ -153,4 +159,6 @@ def result_codes(output: Format, low: int, high: int) -> tuple[int, ...]:
     for code in legal_codes(output):
         by_number.setdefault(int(numbers[code]), int(code))
     assert len(by_number) == len(values(output))
-    return tuple(by_number[number] for number in sorted(by_number) if low <= number <= high)
+    first = min(by_number) if low is None else low
+    last = max(by_number) if high is None else high
+    return tuple(by_number[number] for number in sorted(by_number) if first <= number <= last)
