@@ -54,14 +54,14 @@ def units(folder: Path, seed: int) -> Iterator[tuple[str, LayerUnit]]:
 def row_of(unit: LayerUnit, run: str, layer: str) -> dict[str, Any]:
     """Return what identifies a unit."""
     stage = unit.stage
-    multiplies = stage is not None and stage.form is Form.MULTIPLY
-    assert stage is not None or not multiplies
     return {
         "weights": unit.weights.name,
         "activations": unit.activations.name,
         "output": stage.output.name if stage else "",
         "accumulator_bits": unit.accumulator_bits,
-        "multiplier_bits": max(m.bit_length() for m in stage.multipliers) if multiplies else 0,
+        "multiplier_bits": (
+            max(stage.multipliers).bit_length() if stage and stage.form is Form.MULTIPLY else 0
+        ),
         "groups": unit.groups,
         "outputs": unit.outputs,
         "products": unit.products,
