@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Any, Final
 
-from lutwise.cost_models.finn import finn_mvau_luts
 from lutwise.cost_models.library import (
     LutPrice,
     PriceSource,
     lut_per_mac,
     requantizer_luts,
 )
+from lutwise.cost_models.published import finn_mvau_luts
 from lutwise.errors import ConfigError
 from lutwise.quant.formats import Format
 
@@ -28,7 +28,6 @@ __all__ = [
     "NetworkCost",
     "Target",
     "estimate",
-    "finn_mvau_luts",
 ]
 
 ACCUMULATOR_RULE: Final = (

@@ -8,48 +8,57 @@ Yosys. They were not compared with a vendor's placer.
 import csv
 import io
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import cache
 from importlib.resources import files
 from typing import Final
 
-from lutwise.cost_models.formula import COEFFICIENTS, Coefficients, Observation, fit, structure_of
+from lutwise.cost_models.formula import (
+    COEFFICIENTS,
+    Coefficients,
+    Observation,
+    counted_sites,
+    fit,
+    formula_luts,
+)
 from lutwise.cost_models.requantizer_units import RequantizerKey
-from lutwise.cost_models.units import UnitKey
+from lutwise.cost_models.units import LANES, LENGTH, UnitKey
 from lutwise.errors import ConfigError
+from lutwise.hw.architecture import Architecture
 from lutwise.hw.bounds import accumulator_range, width_of_range
-from lutwise.quant.formats import FloatFormat, Format, IntFormat
+from lutwise.quant.formats import Format, IntFormat
 
 __all__ = [
-    "ANCHORED_ERROR",
+    "FEW_LANES_ERROR",
     "FORMULA_ERROR",
     "INTERPOLATED_ERROR",
+    "MANY_LANES_ERROR",
     "DotProductRow",
     "LutPrice",
     "PriceSource",
     "RequantizerRow",
     "dot_product_table",
     "fit_coefficients",
-    "held_out_errors",
-    "held_out_table",
+    "is_fitted",
     "lut_per_mac",
+    "relative_error",
     "requantizer_luts",
     "requantizer_table",
 ]
 
 FORMULA_ERROR: Final = 0.08
-"""Mean relative error of the formula on units that it was not fitted on."""
+"""Nine of ten units that the formula was not fitted on are closer than this, relative."""
 
-ANCHORED_ERROR: Final = 0.04
-"""The same where the formula is scaled to a characterised unit with other lanes."""
+FEW_LANES_ERROR: Final = 0.08
+"""The same for two to seven lanes, between characterised ones."""
+
+MANY_LANES_ERROR: Final = 0.02
+"""The same for more than eight lanes, between or beyond characterised ones."""
 
 INTERPOLATED_ERROR: Final = 0.02
 """Relative error of a requantizer between two characterised accumulator widths."""
-
-_LENGTH: Final = 1024
-_WIDE_EXPONENT: Final = 6
 
 
 class PriceSource(Enum):
@@ -98,8 +107,9 @@ class DotProductRow:
         carry8: CARRY8 cells.
         ffs: Flip-flops.
         depth: LUTs on the longest path.
-        style: The product style that won.
+        style: The architecture that won.
         tool: The synthesizer.
+        delay_ns: Estimated delay of the longest path in nanoseconds.
     """
 
     unit: UnitKey
@@ -109,6 +119,12 @@ class DotProductRow:
     depth: int
     style: str
     tool: str
+    delay_ns: float
+
+    @property
+    def architecture(self) -> Architecture:
+        """The architecture that won."""
+        return Architecture.parse(self.style)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,18 +146,8 @@ def _read(name: str) -> list[dict[str, str]]:
 @cache
 def dot_product_table() -> dict[UnitKey, DotProductRow]:
     """Return the table of dot-product units."""
-    return _dot_products("dot_products.csv")
-
-
-@cache
-def held_out_table() -> dict[UnitKey, DotProductRow]:
-    """Return the random sample of other pairs that the formula is judged on."""
-    return _dot_products("held_out.csv")
-
-
-def _dot_products(name: str) -> dict[UnitKey, DotProductRow]:
     table = {}
-    for row in _read(name):
+    for row in _read("dot_products.csv"):
         unit = UnitKey(
             weights=row["weights"], activations=row["activations"], lanes=int(row["lanes"])
         )
@@ -153,6 +159,7 @@ def _dot_products(name: str) -> dict[UnitKey, DotProductRow]:
             depth=int(row["depth"]),
             style=row["style"],
             tool=row["tool"],
+            delay_ns=float(row["delay_ns"]),
         )
     return table
 
@@ -173,22 +180,15 @@ def requantizer_table() -> dict[RequantizerKey, RequantizerRow]:
     return table
 
 
-def _key(weights: Format, activations: Format, lanes: int) -> UnitKey | None:
-    """Return the row that describes exactly these formats, if the table can hold one."""
-    if isinstance(weights, IntFormat) and weights.signed and not weights.narrow:
-        return None
-    if isinstance(activations, IntFormat) and activations.narrow:
-        return None
-    return UnitKey(weights=weights.name, activations=activations.name, lanes=lanes)
-
-
 def lut_per_mac(
     weights: Format, activations: Format, lanes: int, *, accumulator_bits: int | None = None
 ) -> LutPrice:
     """Price one multiply-accumulate of a dot-product unit.
 
-    A characterised unit is looked up. One with the same formats and other lanes scales the
-    formula to the nearest characterised lanes; any other pair takes the formula as it is.
+    A unit of the atlas is looked up. One of a pair that the atlas does not have takes the formula,
+    whatever the width of its accumulator. LUTs of other lanes lie on a line between those of the
+    next fewer and the next more lanes of ``lutwise.cost_models.units.LANES``, or through the two
+    last ones.
 
     Args:
         weights: Format of the weights.
@@ -200,39 +200,51 @@ def lut_per_mac(
     Raises:
         ConfigError: Fewer than one lane.
     """
-    structure = structure_of(weights, activations, lanes)
-    estimate = structure.luts()
-    key = _key(weights, activations, lanes)
-    row = dot_product_table().get(key) if key else None
-    if row is not None:
-        luts, source, error = float(row.luts), PriceSource.TABLE, 0.0
-    else:
-        luts, source, error = estimate, PriceSource.FORMULA, FORMULA_ERROR
-        anchor = _nearest_lanes(weights, activations, lanes) if key else None
-        if anchor is not None:
-            there = structure_of(weights, activations, anchor.unit.lanes).luts()
-            luts = estimate * anchor.luts / there
-            # One lane says little of a tree: from there the formula's own error stays.
-            error = ANCHORED_ERROR if anchor.unit.lanes > 1 else FORMULA_ERROR
+    unit = _unit_price(weights, activations, lanes)
+    luts = unit.value
     if accumulator_bits is not None:
-        usual = width_of_range(*accumulator_range(weights, activations, _LENGTH))
-        luts = max(1.0, luts + accumulator_bits - usual)
-    return LutPrice(value=luts / lanes, source=source, relative_error=error)
+        luts = max(1.0, luts + accumulator_bits - _usual_bits(weights, activations))
+    return LutPrice(value=luts / lanes, source=unit.source, relative_error=unit.relative_error)
 
 
 @cache
-def _nearest_lanes(weights: Format, activations: Format, lanes: int) -> DotProductRow | None:
-    rows = [
-        row
-        for unit, row in dot_product_table().items()
-        if unit.weights == weights.name and unit.activations == activations.name
-    ]
-    # Lanes matter by their ratio: 16 is as far from 8 as from 32.
-    return min(
-        rows,
-        key=lambda row: max(row.unit.lanes / lanes, lanes / row.unit.lanes),
-        default=None,
+def _usual_bits(weights: Format, activations: Format) -> int:
+    return width_of_range(*accumulator_range(weights, activations, LENGTH))
+
+
+@cache
+def _unit_price(weights: Format, activations: Format, lanes: int) -> LutPrice:
+    """Price a whole unit whose accumulator holds 1024 products."""
+    if lanes in LANES:
+        row = _row(weights, activations, lanes)
+        if row is not None:
+            return LutPrice(value=float(row.luts), source=PriceSource.TABLE, relative_error=0.0)
+        luts = formula_luts(weights, activations, lanes)
+        return LutPrice(value=luts, source=PriceSource.FORMULA, relative_error=FORMULA_ERROR)
+    if lanes < 1:
+        raise ConfigError(f"a unit has at least one lane, got {lanes}")
+    few, some, many = LANES
+    ends, error = (few, some), FEW_LANES_ERROR
+    if lanes > some:
+        ends, error = (some, many), MANY_LANES_ERROR
+    prices = [_unit_price(weights, activations, end) for end in ends]
+    return LutPrice(
+        value=_interpolate(
+            [(end, price.value) for end, price in zip(ends, prices, strict=True)], lanes
+        ),
+        source=PriceSource.FORMULA,
+        relative_error=max(error, *(price.relative_error for price in prices)),
     )
+
+
+def _row(weights: Format, activations: Format, lanes: int) -> DotProductRow | None:
+    """Return the row of exactly these formats; no row is of a range that the atlas lacks."""
+    if isinstance(weights, IntFormat) and weights.signed and not weights.narrow:
+        return None
+    if isinstance(activations, IntFormat) and activations.narrow:
+        return None
+    key = UnitKey(weights=weights.name, activations=activations.name, lanes=lanes)
+    return dot_product_table().get(key)
 
 
 def requantizer_luts(accumulator_bits: int, output_format: Format) -> LutPrice:
@@ -270,34 +282,44 @@ def _requantizer_points(output: str) -> tuple[tuple[int, int], ...]:
     )
 
 
-def _interpolate(points: tuple[tuple[int, int], ...], at: int) -> float:
+def _interpolate(points: Sequence[tuple[int, float]], at: int) -> float:
     right = min(max(bisect_left([bits for bits, _ in points], at), 1), len(points) - 1)
     (x0, y0), (x1, y1) = points[right - 1], points[right]
     return y0 + (y1 - y0) * (at - x0) / (x1 - x0)
 
 
-def _exponent_bits(fmt: Format) -> int:
-    return fmt.exponent_bits if isinstance(fmt, FloatFormat) else 0
+def is_fitted(unit: UnitKey) -> bool:
+    """Tell whether the formula is fitted on a unit of the atlas; it is judged on the others.
 
-
-def _observations(rows: Iterable[DotProductRow]) -> list[Observation]:
-    found = []
-    for row in rows:
-        formats = row.unit.weight_format, row.unit.activation_format
-        if max(map(_exponent_bits, formats)) < _WIDE_EXPONENT:
-            structure = structure_of(*formats, row.unit.lanes)
-            found.append(Observation(structure=structure, luts=row.luts))
-    return found
+    Fitted are 1 and 8 lanes of even widths, with the same format on both sides or the unsigned
+    one of its width.
+    """
+    weights = unit.weight_format
+    same = unit.activations in {weights.name, weights.as_unsigned().name}
+    return same and weights.bits % 2 == 0 and unit.lanes in {1, 8}
 
 
 def fit_coefficients() -> Coefficients:
-    """Fit the formula on the library, exponents up to five bits."""
-    return fit(_observations(dot_product_table().values()))
+    """Fit the formula on its part of the atlas."""
+    return fit(
+        [
+            Observation(
+                sites=counted_sites(
+                    unit.weight_format, unit.activation_format, unit.lanes, row.architecture
+                ),
+                luts=row.luts,
+            )
+            for unit, row in dot_product_table().items()
+            if is_fitted(unit)
+        ]
+    )
 
 
-def held_out_errors(coefficients: Coefficients = COEFFICIENTS) -> list[float]:
-    """Return the relative errors of the formula on the units of ``held_out_table``."""
-    return [
-        o.structure.luts(coefficients) / o.luts - 1
-        for o in _observations(held_out_table().values())
-    ]
+def relative_error(unit: UnitKey, coefficients: Coefficients = COEFFICIENTS) -> float:
+    """Return what the formula says of a unit of the atlas over its LUTs, less 1.
+
+    Raises:
+        KeyError: The atlas does not hold the unit.
+    """
+    formats = unit.weight_format, unit.activation_format
+    return formula_luts(*formats, unit.lanes, coefficients) / dot_product_table()[unit].luts - 1

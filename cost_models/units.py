@@ -29,6 +29,8 @@ __all__ = [
 LANES: Final = (1, 8, 32)
 """Lanes of the units of every pair of formats."""
 
+_EVERY_PAIR_LANES: Final = 8
+
 LENGTH: Final = 1024
 """Products of the longest dot product; sizes the accumulators."""
 
@@ -80,12 +82,23 @@ def diagonal_units() -> Iterator[UnitKey]:
 
 
 def atlas_units() -> Iterator[UnitKey]:
-    """List all units of the atlas: every pair of formats whose sums a unit can hold."""
+    """List all units of the atlas.
+
+    With 8 lanes and with one: every pair of formats whose sums a unit can hold. With 32 lanes:
+    pairs of one format, of a format and its unsigned version, and of integers.
+    """
     for lanes in (8, 1, 32):
         for weights in weight_formats():
             for activations in activation_formats():
-                if _fits(weights, activations):
+                wanted = lanes <= _EVERY_PAIR_LANES or _akin(weights, activations)
+                if wanted and _fits(weights, activations):
                     yield UnitKey(weights=weights.name, activations=activations.name, lanes=lanes)
+
+
+def _akin(weights: Format, activations: Format) -> bool:
+    if isinstance(weights, IntFormat) and isinstance(activations, IntFormat):
+        return True
+    return activations.name in {weights.name, weights.as_unsigned().name}
 
 
 def _fits(weights: Format, activations: Format) -> bool:

@@ -1,18 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from lutwise.cost_models import characterize
+from lutwise.cost_models.characterize import candidates
 from lutwise.cost_models.requantizer_units import RequantizerKey
-from lutwise.cost_models.units import UnitKey, library_units
+from lutwise.cost_models.units import UnitKey, atlas_units, diagonal_units
 from lutwise.errors import MismatchError
 from lutwise.hw.synthesis import Synthesizer
 from lutwise.hw.verify import Verification
 
 _COLUMNS = ["weights", "activations", "lanes", "luts", "carry8", "ffs", "depth"]
-_COLUMNS += ["style", "tool"]
+_COLUMNS += ["style", "tool", "delay_ns"]
 
 
 @pytest.fixture
@@ -20,8 +22,7 @@ def few(monkeypatch: pytest.MonkeyPatch, synthesizer: Synthesizer) -> None:
     """Leave two units and one requantizer, built by the test's own worker."""
     units = [UnitKey(weights=name, activations=name, lanes=1) for name in ("int2", "e1m1")]
     keys = [RequantizerKey(accumulator_bits=12, output="int4")]
-    monkeypatch.setattr(characterize, "library_units", lambda: units)
-    monkeypatch.setattr(characterize, "held_out_units", lambda: units[:1])
+    monkeypatch.setattr(characterize, "atlas_units", lambda: units)
     monkeypatch.setattr(characterize, "requantizer_units", lambda: keys)
     monkeypatch.setattr(characterize, "_synthesizer", lambda: synthesizer)
 
@@ -43,8 +44,6 @@ def test_run_writes_verified_tables(
     assert set(before) == {
         "dot_products.csv",
         "dot_products_proofs.csv",
-        "held_out.csv",
-        "held_out_proofs.csv",
         "requantizers.csv",
     }
 
@@ -66,7 +65,7 @@ def test_unit_that_fails_its_check_is_not_written(
     unit = UnitKey(weights="uint2", activations="uint2", lanes=1)
     with pytest.raises(MismatchError, match=r"uint2xuint2 .* 1 mismatches, vector 0"):
         characterize.characterize_dot_product(unit)
-    monkeypatch.setattr(characterize, "library_units", lambda: [unit])
+    monkeypatch.setattr(characterize, "atlas_units", lambda: [unit])
     assert characterize.main(["--out", str(tmp_path), "--only", "dot_products"]) == 1
     assert "mismatches" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
@@ -80,7 +79,18 @@ def test_bad_arguments_exit_with_two(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_units_are_listed_once() -> None:
-    units = list(library_units())
+    units = list(atlas_units())
     assert len(units) == len(set(units))
-    assert UnitKey(weights="e2m1", activations="ue2m2", lanes=32) in units
+    assert UnitKey(weights="e2m1", activations="ue3m1", lanes=32) in units
     assert UnitKey(weights="int4", activations="uint8", lanes=8) in units
+    assert UnitKey(weights="e5m2", activations="e5m2", lanes=8) not in units, "77 bits of sum"
+    assert set(diagonal_units()) < set(units)
+
+
+def test_few_architectures_are_worth_building() -> None:
+    unit = UnitKey(weights="e2m2", activations="e2m2", lanes=8)
+    found = candidates(unit)
+    assert 1 <= len(found) <= 3
+    sites = [sum(dot.counted_sites().values()) for dot in found]
+    assert sites == sorted(sites)
+    assert len(candidates(replace(unit, lanes=32))) == 1

@@ -1,11 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
+import random
+import time
 from dataclasses import replace
 
 import pytest
 
-from lutwise.cost_models.estimate import Folding, LayerShape, estimate, finn_mvau_luts
-from lutwise.cost_models.library import lut_per_mac, requantizer_luts
+from lutwise.cost_models.estimate import Folding, LayerShape, estimate
+from lutwise.cost_models.library import (
+    FORMULA_ERROR,
+    PriceSource,
+    dot_product_table,
+    lut_per_mac,
+    requantizer_luts,
+)
 from lutwise.errors import ConfigError
 from lutwise.quant.formats import parse_element, parse_weight
 
@@ -94,9 +102,34 @@ def test_json_states_the_assumptions(layer: LayerShape) -> None:
     assert total["luts_low"] <= total["luts"] <= total["luts_high"]
 
 
-def test_finn_formula() -> None:
-    luts = finn_mvau_luts(weight_bits=4, activation_bits=4, pe=2, simd=8, accumulator_bits=18)
-    assert luts == pytest.approx(300 + 1.1 * 2 * (8 * 3 * 8 + 8 * 15 + 18))
+def test_network_of_fifty_layers_is_priced_at_once(layer: LayerShape) -> None:
+    """Every layer is another pair with sizes of its own."""
+    pairs = list(dict.fromkeys((unit.weights, unit.activations) for unit in dot_product_table()))
+    chosen = random.Random(0).sample(pairs, 50)
+    layers = [
+        replace(
+            layer,
+            name=f"conv{place}",
+            weights=parse_weight(weights),
+            activations=parse_element(activations),
+            dot_length=9 * (place + 8),
+            macs=9 * (place + 8) * 1600,
+        )
+        for place, (weights, activations) in enumerate(chosen)
+    ]
+    requantizer_luts(18, parse_element("uint4"))  # loads the table
+    start = time.process_time()
+    estimate(layers)
+    assert time.process_time() - start < 0.1, "some milliseconds are usual"
+
+
+def test_sums_beyond_any_unit_still_have_a_price(layer: LayerShape) -> None:
+    e5m2 = parse_element("e5m2")
+    wide = replace(layer, weights=e5m2, activations=e5m2, accumulator_bits=73, output=e5m2)
+    cost = estimate([wide])
+    assert cost.layers[0].lut_per_mac.source is PriceSource.FORMULA
+    assert cost.layers[0].lut_per_mac.relative_error == FORMULA_ERROR
+    assert cost.folded.uncertainty_luts >= FORMULA_ERROR * cost.folded.mac_luts
 
 
 @pytest.mark.parametrize(
