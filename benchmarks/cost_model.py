@@ -34,7 +34,7 @@ from lutwise.cost_models.library import (
     lut_per_mac,
 )
 from lutwise.cost_models.published import finn_mvau_luts, paper_accumulator_bits
-from lutwise.cost_models.units import LENGTH, UnitKey
+from lutwise.cost_models.units import LENGTH, UnitKey, one_format
 from lutwise.errors import ConfigError
 from lutwise.hw.bounds import accumulator_range, width_of_range
 from lutwise.quant.formats import IntFormat
@@ -65,8 +65,7 @@ def groups(units: Sequence[UnitKey]) -> dict[str, list[UnitKey]]:
     """Split units in what the formula is fitted on and, by several aspects, the others."""
 
     def same(unit: UnitKey) -> bool:
-        weights = unit.weight_format
-        return unit.activations in {weights.name, weights.as_unsigned().name}
+        return one_format(unit.weight_format, unit.activation_format)
 
     held_out = [unit for unit in units if not is_fitted(unit)]
     found = {

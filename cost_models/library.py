@@ -24,13 +24,14 @@ from lutwise.cost_models.formula import (
     formula_luts,
 )
 from lutwise.cost_models.requantizer_units import RequantizerKey
-from lutwise.cost_models.units import LANES, LENGTH, UnitKey
+from lutwise.cost_models.units import LANES, LENGTH, UnitKey, one_format
 from lutwise.errors import ConfigError
 from lutwise.hw.architecture import Architecture
 from lutwise.hw.bounds import accumulator_range, width_of_range
 from lutwise.quant.formats import Format, IntFormat
 
 __all__ = [
+    "ANCHORED_ERROR",
     "FEW_LANES_ERROR",
     "FORMULA_ERROR",
     "INTERPOLATED_ERROR",
@@ -41,6 +42,7 @@ __all__ = [
     "RequantizerRow",
     "dot_product_table",
     "fit_coefficients",
+    "from_formula",
     "is_fitted",
     "lut_per_mac",
     "relative_error",
@@ -51,6 +53,9 @@ __all__ = [
 FORMULA_ERROR: Final = 0.08
 """Nine of ten units that the formula was not fitted on are closer than this, relative."""
 
+ANCHORED_ERROR: Final = 0.03
+"""The same for 32 lanes of a pair of which eight lanes are in the atlas."""
+
 FEW_LANES_ERROR: Final = 0.08
 """The same for two to seven lanes, between characterised ones."""
 
@@ -59,6 +64,8 @@ MANY_LANES_ERROR: Final = 0.02
 
 INTERPOLATED_ERROR: Final = 0.02
 """Relative error of a requantizer between two characterised accumulator widths."""
+
+_ANCHOR_LANES: Final = 8
 
 
 class PriceSource(Enum):
@@ -185,10 +192,10 @@ def lut_per_mac(
 ) -> LutPrice:
     """Price one multiply-accumulate of a dot-product unit.
 
-    A unit of the atlas is looked up. One of a pair that the atlas does not have takes the formula,
-    whatever the width of its accumulator. LUTs of other lanes lie on a line between those of the
-    next fewer and the next more lanes of ``lutwise.cost_models.units.LANES``, or through the two
-    last ones.
+    A unit of the atlas is looked up. Others of ``lutwise.cost_models.units.LANES`` take the
+    formula, scaled to eight lanes of the same pair where the atlas has them, and whatever the
+    width of their accumulator. LUTs of other lanes lie on a line between those of the next fewer
+    and the next more of ``LANES``, or through the two last ones.
 
     Args:
         weights: Format of the weights.
@@ -219,8 +226,7 @@ def _unit_price(weights: Format, activations: Format, lanes: int) -> LutPrice:
         row = _row(weights, activations, lanes)
         if row is not None:
             return LutPrice(value=float(row.luts), source=PriceSource.TABLE, relative_error=0.0)
-        luts = formula_luts(weights, activations, lanes)
-        return LutPrice(value=luts, source=PriceSource.FORMULA, relative_error=FORMULA_ERROR)
+        return from_formula(weights, activations, lanes)
     if lanes < 1:
         raise ConfigError(f"a unit has at least one lane, got {lanes}")
     few, some, many = LANES
@@ -235,6 +241,32 @@ def _unit_price(weights: Format, activations: Format, lanes: int) -> LutPrice:
         source=PriceSource.FORMULA,
         relative_error=max(error, *(price.relative_error for price in prices)),
     )
+
+
+def from_formula(weights: Format, activations: Format, lanes: int) -> LutPrice:
+    """Price a whole unit by the formula, even if the atlas holds it.
+
+    Scaled to eight lanes of the pair where the atlas has these; then their architecture is the
+    only one that is counted.
+
+    Args:
+        weights: Format of the weights.
+        activations: Format of the activations.
+        lanes: Products per cycle.
+
+    Raises:
+        ConfigError: Fewer than one lane.
+    """
+    anchor = _row(weights, activations, _ANCHOR_LANES)
+    if anchor is None:
+        luts, error = formula_luts(weights, activations, lanes), FORMULA_ERROR
+    else:
+        here, there = (
+            COEFFICIENTS.luts(counted_sites(weights, activations, count, anchor.architecture))
+            for count in (lanes, _ANCHOR_LANES)
+        )
+        luts, error = anchor.luts * here / there, ANCHORED_ERROR
+    return LutPrice(value=luts, source=PriceSource.FORMULA, relative_error=error)
 
 
 def _row(weights: Format, activations: Format, lanes: int) -> DotProductRow | None:
@@ -294,9 +326,8 @@ def is_fitted(unit: UnitKey) -> bool:
     Fitted are 1 and 8 lanes of even widths, with the same format on both sides or the unsigned
     one of its width.
     """
-    weights = unit.weight_format
-    same = unit.activations in {weights.name, weights.as_unsigned().name}
-    return same and weights.bits % 2 == 0 and unit.lanes in {1, 8}
+    weights, activations = unit.weight_format, unit.activation_format
+    return one_format(weights, activations) and weights.bits % 2 == 0 and unit.lanes in {1, 8}
 
 
 def fit_coefficients() -> Coefficients:

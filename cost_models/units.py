@@ -23,6 +23,7 @@ __all__ = [
     "activation_formats",
     "atlas_units",
     "diagonal_units",
+    "one_format",
     "weight_formats",
 ]
 
@@ -95,10 +96,15 @@ def atlas_units() -> Iterator[UnitKey]:
                     yield UnitKey(weights=weights.name, activations=activations.name, lanes=lanes)
 
 
+def one_format(weights: Format, activations: Format) -> bool:
+    """Tell whether activations have the weights' format, or the unsigned one of its width."""
+    return activations.name in {weights.name, weights.as_unsigned().name}
+
+
 def _akin(weights: Format, activations: Format) -> bool:
     if isinstance(weights, IntFormat) and isinstance(activations, IntFormat):
         return True
-    return activations.name in {weights.name, weights.as_unsigned().name}
+    return one_format(weights, activations)
 
 
 def _fits(weights: Format, activations: Format) -> bool:
