@@ -11,6 +11,7 @@ Grouped convolutions (depthwise ones too) take one vector per group, in the orde
 from dataclasses import dataclass
 from functools import cached_property
 from math import ceil
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +24,10 @@ from lutwise.hw.layer_unit_rtl import write_layer_unit
 from lutwise.hw.output_stage import OutputStage
 from lutwise.quant.formats import Format
 
-__all__ = ["LayerUnit"]
+__all__ = ["MOST_SUM_BITS", "LayerUnit"]
+
+MOST_SUM_BITS: Final = 62
+"""Wider accumulators are refused: the model's sums are 64-bit integers."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -41,7 +45,7 @@ class LayerUnit:
         weights: Format of the weights.
         activations: Format of the inputs.
         weight_codes: Codes, shape (groups, outputs of a group, products).
-        accumulator_bits: Two's complement width that holds every sum, with its bias.
+        accumulator_bits: Two's complement width that holds every sum, with and without its bias.
         stage: What follows the accumulator; ``None`` where the sum with its bias goes out.
         bias: Per output channel, in units of the accumulator; used without a stage.
         pe: Outputs computed side by side.
@@ -72,6 +76,11 @@ class LayerUnit:
             raise ConfigError(
                 f"unit {self.name!r}: wanted weights of shape (groups, outputs, products), got "
                 f"{self.weight_codes.shape}"
+            )
+        if not 3 <= self.accumulator_bits <= MOST_SUM_BITS:
+            raise ConfigError(
+                f"unit {self.name!r}: an accumulator has 3..{MOST_SUM_BITS} bits, got "
+                f"{self.accumulator_bits}"
             )
         _, outputs, products = self.weight_codes.shape
         if not (1 <= self.pe <= outputs and 1 <= self.simd <= products):
@@ -122,9 +131,9 @@ class LayerUnit:
 
     @property
     def latency(self) -> int:
-        """Clock edges from the last word of a vector, accepted, to a valid first result.
+        """Clock edges from the one that takes a vector's last word to that of the first results.
 
-        With a single fold; every further fold's results follow ``input_beats`` cycles later.
+        Where nobody pauses; the results of every further fold follow ``input_beats`` edges later.
         """
         return 2 + self.dot.latency
 
@@ -184,7 +193,7 @@ class LayerUnit:
             )
         w = exact_integers(self.weights, self.weight_codes).astype(np.int64)
         a = exact_integers(self.activations, vectors).astype(np.int64)
-        sums: npt.NDArray[np.int64] = np.einsum("ngk,gok->ngo", a, w).reshape(len(vectors), self.channels)
+        sums: npt.NDArray[np.int64] = np.einsum("ngk,gok->ngo", a, w).reshape(-1, self.channels)
         if self.stage is None:
             return sums + np.array(self.bias, dtype=np.int64)
         channels = np.broadcast_to(np.arange(self.channels), sums.shape)

@@ -5,8 +5,9 @@ Three steps of a pipeline follow each other: operands are registered, sums accum
 are registered. All of them stand still while a result waits for its reader.
 """
 
+import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from lutwise.hw.bounds import code_integers
 from lutwise.hw.output_stage import Form, OutputStage
@@ -17,31 +18,26 @@ if TYPE_CHECKING:
 
 __all__ = ["write_layer_unit"]
 
+_LONGEST_COLUMN: Final = 256
+_MODULE: Final = re.compile(r"^module (\w+)\b.*?^endmodule\n", re.MULTILINE | re.DOTALL)
+
 
 def write_layer_unit(unit: "LayerUnit") -> str:
     """Write a layer unit and all modules that it needs."""
     dot = unit.dot.emit(module=f"{unit.name}_dot")
     stages = [_output_module(unit, lane) for lane in range(unit.pe)]
-    parts = ["lw_rom", "lw_buffer", "lw_at_least"]
-    text = library(*parts)
+    text = library("lw_rom", "lw_buffer", "lw_at_least")
     if unit.stage is not None and unit.stage.form is Form.MULTIPLY:
         bits = unit.accumulator_bits
-        dot += "\n" + _without_library(
-            unit.stage.requantizer(bits).emit(module=f"{unit.name}_requantizer"), dot
-        )
+        requantizer = unit.stage.requantizer(bits).emit(module=f"{unit.name}_requantizer")
+        dot += "\n" + _without(requantizer, dot)
     return "\n".join([text, dot, *stages, _top(unit)])
 
 
-def _without_library(text: str, present: str) -> str:
-    """Return modules without those that are already there."""
-    modules = text.split("endmodule\n")
-    kept = []
-    for module in modules:
-        name = module[module.find("module ") :].split("(")[0].split("#")[0].split()
-        if len(name) > 1 and f"module {name[1]} " in present:
-            continue
-        kept.append(module)
-    return "endmodule\n".join(kept)
+def _without(text: str, present: str) -> str:
+    """Return the modules of a text whose names another one does not have."""
+    names = {found[1] for found in _MODULE.finditer(present)}
+    return "".join(found[0] for found in _MODULE.finditer(text) if found[1] not in names)
 
 
 def _bits_for(count: int) -> int:
@@ -54,19 +50,32 @@ def _span(bits: int) -> str:
 
 
 def _rom(name: str, address: str, address_bits: int, words: Sequence[int], bits: int) -> list[str]:
-    """Write the columns of a read-only memory; the last one stays where the address ends."""
-    lines = [f"wire {_span(bits)} {name};"]
+    """Write a read-only memory, one column of LUTs per bit."""
     depth = len(words)
+    columns = []
     for bit in range(bits):
-        column = sum((word >> bit & 1) << place for place, word in enumerate(words))
+        column = int("".join(str(word >> bit & 1) for word in reversed(words)), 2)
         if column in {0, (1 << depth) - 1}:
-            lines.append(f"assign {name}[{bit}] = 1'b{int(column != 0)};")
+            columns.append(f"assign {name}[{bit}] = 1'b{int(column != 0)};")
             continue
-        lines.append(
+        columns.append(
             f"lw_rom #(.DEPTH({depth}), .A({address_bits}), .INIT({depth}'h{column:x})) "
             f"{name}_{bit} (.address({address}), .y({name}[{bit}]));"
         )
-    return lines
+    lines = [f"wire {_span(bits)} {name};"]
+    if depth <= _LONGEST_COLUMN:
+        return lines + columns
+    # Verilator's time for a number grows with the square of its length, but not with the numbers.
+    array = ",\n".join(f"{bits}'h{word:x}" for word in words)
+    return [
+        *lines,
+        "`ifdef VERILATOR",
+        f"localparam {_span(bits)} {name}_words[0:{depth - 1}] = '{{\n{array}}};",
+        f"assign {name} = {name}_words[{address}];",
+        "`else",
+        *columns,
+        "`endif",
+    ]
 
 
 def _top(unit: "LayerUnit") -> str:

@@ -2,6 +2,7 @@
 """Layer units of quantized networks, and the vectors that their layers work on."""
 
 from fractions import Fraction
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -9,17 +10,17 @@ import torch
 import torch.nn.functional as F
 
 from lutwise.errors import ConfigError
-from lutwise.hw.bounds import code_integers
+from lutwise.hw.bounds import code_integers, is_legal
 from lutwise.hw.dot_product import smallest_architecture
-from lutwise.hw.layer_unit import LayerUnit
+from lutwise.hw.layer_unit import MOST_SUM_BITS, LayerUnit
 from lutwise.hw.output_stage import OutputStage
-from lutwise.quant.formats import Format
 from lutwise.quant.network import Conv, Linear, Network
 from lutwise.quant.numerics import encode
 
 __all__ = ["differing", "layer_results", "layer_unit", "layer_vectors"]
 
-_MOST_BITS = 62
+_MOST_FLOAT_BITS: Final = 53
+"""Of sums whose float32 results the executor rounds as the exact sum."""
 
 
 def layer_unit(
@@ -44,16 +45,16 @@ def layer_unit(
         weights_inside: Whether the unit holds its weights in LUTs.
 
     Raises:
-        ConfigError: The sums of the layer are wider than a unit's accumulator, or its requantizer
-            has no integer form.
+        ConfigError: The sums of the layer are wider than a unit's accumulator.
     """
     activations = network.tensors[node.input].format
     assert activations is not None
-    if node.accumulator.bits > _MOST_BITS:
+    most = MOST_SUM_BITS if node.requantizer else _MOST_FLOAT_BITS
+    if node.accumulator.bits > most:
         raise ConfigError(
             f"layer {node.name!r}: its sums of {node.weight_format} times {activations} take "
-            f"{node.accumulator.bits} bits, a layer unit has {_MOST_BITS} at most; use formats "
-            "with fewer exponent bits"
+            f"{node.accumulator.bits} bits, the unit of such a layer has {most} at most; use "
+            "formats with fewer exponent bits"
         )
     groups = node.groups if isinstance(node, Conv) else 1
     codes = node.weight_codes.astype(np.int64)
@@ -153,13 +154,11 @@ def differing(
     output = network.tensors[node.output].format
     if output is not None:
         codes = encode(output, wanted)
-        return np.not_equal(_integers(output, results), _integers(output, codes)).astype(np.bool_)
+        same = np.equal(code_integers(output)[results], code_integers(output)[codes])
+        found: npt.NDArray[np.bool_] = ~(same.astype(np.bool_) & is_legal(output)[results])
+        return found
     unit = 2.0**node.accumulator.unit_exponent
     source = network.tensors[node.input].scale
     scales = np.array([float(source * scale) for scale in node.weight_scales])
-    found: npt.NDArray[np.bool_] = (results * unit * scales).astype(np.float32) != wanted
+    found = (results * unit * scales).astype(np.float32) != wanted
     return found
-
-
-def _integers(fmt: Format, codes: npt.NDArray[np.integer]) -> npt.NDArray[np.object_]:
-    return np.asarray(code_integers(fmt)[codes])

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from lutwise.errors import ConfigError
 from lutwise.hw.bounds import code_integers, legal_codes
 from lutwise.hw.requantizer import Requantizer
-from lutwise.quant.formats import Format, values
+from lutwise.quant.formats import FloatFormat, Format, values
 from lutwise.quant.numerics import quantize
 
 __all__ = ["Form", "OutputStage", "form_for", "result_codes"]
@@ -112,12 +112,16 @@ class OutputStage:
     def requantizer(self, accumulator_bits: int) -> Requantizer:
         """Return the unit of the *multiply* form, for the sum with its bias.
 
+        Args:
+            accumulator_bits: Two's complement width of that sum.
+
         Raises:
             ConfigError: The output is not clamped as the unit does it.
         """
         if not self._multiplies:
             raise ConfigError(f"a requantizer to {self.output} does not clamp at {self.low}")
-        bits = max(2, *(m.bit_length() for m in self.multipliers))
+        # A unit drops no more bits than its product has.
+        bits = max(2, self.shift - accumulator_bits, *(m.bit_length() for m in self.multipliers))
         return Requantizer(
             accumulator_bits=accumulator_bits,
             output=self.output,
@@ -129,16 +133,23 @@ class OutputStage:
     def model(
         self, sums: npt.NDArray[np.int64], channels: npt.NDArray[np.int64]
     ) -> npt.NDArray[np.int64]:
-        """Return the codes of sums.
+        """Return the codes of sums, as the form of the stage gives them.
+
+        Of the two zeros of a minifloat that is the positive one, but where the *multiply* form
+        rounds a negative number.
 
         Args:
             sums: Integers, any shape.
             channels: Of each, the same shape.
         """
-        flat = [
-            self.codes[bisect_right(self.thresholds[channel], total)]
-            for total, channel in zip(sums.ravel().tolist(), channels.ravel().tolist(), strict=True)
-        ]
+        minus_zero = 0
+        if self.form is Form.MULTIPLY and isinstance(self.output, FloatFormat) and self.low < 0:
+            minus_zero = 1 << (self.output.bits - 1)
+        flat = []
+        for total, channel in zip(sums.ravel().tolist(), channels.ravel().tolist(), strict=True):
+            code = self.codes[bisect_right(self.thresholds[channel], total)]
+            negative = code == 0 and total + self.bias[channel] < 0
+            flat.append(minus_zero if negative else code)
         return np.array(flat, dtype=np.int64).reshape(sums.shape)
 
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // One column of a read-only memory: y = INIT[address], 64 words to a LUT, then the slice's own
-// multiplexers for up to 256 words, then LUTs. Words beyond DEPTH read as 0.
+// multiplexers for up to 256 words, then LUTs. Addresses are below DEPTH.
 module lw_rom #(
     parameter DEPTH = 1,
     parameter A = 1,
@@ -13,7 +13,8 @@ module lw_rom #(
   localparam BLOCKS = (DEPTH + 63) / 64;
   localparam GROUPS = (BLOCKS + 3) / 4;
   localparam [64*4*GROUPS-1:0] WORDS = INIT;
-  wire [15:0] wide = address;
+  localparam TOP = A > 8 ? A : 9;
+  wire [TOP-1:0] wide = address;
   wire [4*GROUPS-1:0] leaf;
   wire [GROUPS-1:0] group;
   genvar i;
@@ -45,8 +46,8 @@ module lw_rom #(
       end
     end
   endgenerate
-  wire [255:0] groups = group;
-  assign y = GROUPS == 1 ? group[0] : groups[wide[15:8]];
+  wire [(1<<(TOP-8))-1:0] groups = group;
+  assign y = GROUPS == 1 ? group[0] : groups[wide[TOP-1:8]];
 `else
   assign y = INIT[address];
 `endif

@@ -24,6 +24,7 @@ from lutwise.export.reader import load_qonnx, read_layers
 from lutwise.export.report import write_run_report
 from lutwise.export.runnable import NETWORK_FILE, Runnable, Runner, runnable
 from lutwise.files import locked, read_json, write_atomic
+from lutwise.hw.simulator import simulator_available, simulator_name
 from lutwise.job import Job, load_job
 from lutwise.machine import use_threads
 from lutwise.pipeline import Result
@@ -378,12 +379,14 @@ def verify(options: Options) -> dict[str, Any]:
             ),
             tell=show,
         )
+    bad = [f"{proof.layer}: {proof.first_mismatch}" for proof in proofs if proof.mismatches]
     return {
         "data": name,
         "images": len(images),
-        "simulator": proofs[0].simulator,
+        "simulator": simulator_name(),
         "values": sum(proof.values for proof in proofs),
         "mismatches": sum(proof.mismatches for proof in proofs),
+        **({"first_mismatches": bad} if bad else {}),
         "transcripts": str(folder / RTL_FOLDER),
         "layers": [_proof_row(proof) for proof in proofs],
     }
@@ -393,8 +396,7 @@ def _proof_row(proof: LayerProof) -> dict[str, Any]:
     shown = ("layer", "pe", "simd", "architecture", "form", "accumulator_bits", "vectors",
              "values", "mismatches", "interval", "cycles")  # fmt: skip
     plain = asdict(proof)
-    row = {key: plain[key] for key in shown}
-    return {**row, "first_mismatch": proof.first_mismatch} if proof.mismatches else row
+    return {key: plain[key] for key in shown}
 
 
 def convert(options: Options) -> dict[str, Any]:
@@ -422,6 +424,7 @@ def doctor() -> dict[str, Any]:
     found["can"] = {
         what: importlib.util.find_spec(module) is not None for what, module in able.items()
     }
+    found["can"]["simulation (verilator)"] = simulator_available()
     found["zoo"] = list(zoo_names())
     found["algorithms"] = {a.name: a.summary for a in list_algorithms()}
     return found

@@ -64,9 +64,9 @@ class LayerProof:
         values: Results that were compared with the exact executor.
         mismatches: Of them.
         first_mismatch: The first of them in words; empty without one.
-        cycles: That the simulation took, pauses included.
+        cycles: Clock edges until the last result, pauses included.
         interval: Cycles per vector without pauses.
-        latency: Clock edges from a vector's last word to its first result.
+        latency: As ``LayerUnit.latency``.
         verilog_sha256: Of the unit.
         inputs_sha256: Of the words that went in.
         outputs_sha256: Of the words that came out.
@@ -185,7 +185,8 @@ class _Judge:
         write_atomic(folder / f"{unit.name}.v", verilog.encode())
         transcript = folder / f"{unit.name}.json"
         hashes = _sha256(verilog), _sha256("\n".join(f"{word:x}" for word in words))
-        key = _sha256(json.dumps([*hashes, self.simulator, pressure, _sha256_of(self.wanted)]))
+        made_of = [*hashes, _sha256_of(self.wanted), self.images, self.simulator, pressure]
+        key = _sha256(json.dumps(made_of))
         kept = _kept(transcript, key)
         if kept is not None:
             return kept
@@ -209,9 +210,7 @@ class _Judge:
     ) -> LayerProof:
         unit = self.unit
         results = unit.results(words)
-        whole = len(results) == len(self.vectors)
-        bad = differing(self.network, self.node, results, self.wanted[: len(results)])
-        mismatches = int(bad.sum()) + (len(self.vectors) - len(results)) * unit.channels
+        bad = differing(self.network, self.node, results, self.wanted)
         first = ""
         if bad.any():
             vector, channel = (int(index) for index in np.argwhere(bad)[0])
@@ -219,8 +218,6 @@ class _Judge:
                 f"vector {vector}, channel {channel}: unit {results[vector, channel]:#x}, "
                 f"executor {self.wanted[vector, channel]:g}"
             )
-        elif not whole:
-            first = f"the unit stopped after {len(results)} of {len(self.vectors)} vectors"
         return LayerProof(
             layer=self.node.name,
             unit=unit.name,
@@ -232,7 +229,7 @@ class _Judge:
             images=self.images,
             vectors=len(self.vectors),
             values=self.wanted.size,
-            mismatches=mismatches,
+            mismatches=int(bad.sum()),
             first_mismatch=first,
             cycles=cycles,
             interval=unit.cycles * unit.groups,
