@@ -27,10 +27,13 @@ from lutwise.hw.dot_product_rtl import Emitted, write_dot_product
 from lutwise.hw.ports import Direction, Port
 from lutwise.quant.formats import Format
 
-__all__ = ["MOST_ACCUMULATOR_BITS", "DotProduct", "smallest_architecture"]
+__all__ = ["MOST_ACCUMULATOR_BITS", "DotProduct", "smallest_architecture", "smallest_units"]
 
 MOST_ACCUMULATOR_BITS: Final = 64
 """Wider accumulators are refused: nothing that runs a network holds such sums."""
+
+_MOST_CANDIDATES: Final = 3
+_CANDIDATE_MARGIN: Final = 1.04
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,6 +225,43 @@ class DotProduct:
             pipeline=self.pipeline,
             module=module,
         )
+
+
+def smallest_units(
+    weights: Format,
+    activations: Format,
+    lanes: int,
+    *,
+    length: int = 1024,
+    most: int = _MOST_CANDIDATES,
+) -> tuple[DotProduct, ...]:
+    """Return the units worth building: those with the fewest counted sites, best first.
+
+    A count is not synthesis, so units that come within 4 % of the best count are returned too.
+
+    Args:
+        weights: Format of the weights.
+        activations: Format of the activations.
+        lanes: Products per cycle.
+        length: Products of the longest dot product.
+        most: Units to return at most.
+
+    Raises:
+        ConfigError: As ``DotProduct``.
+    """
+    units = [
+        DotProduct(
+            weights=weights,
+            activations=activations,
+            lanes=lanes,
+            length=length,
+            architecture=architecture,
+        )
+        for architecture in architectures(weights, activations)
+    ]
+    counted = sorted((sum(unit.counted_sites().values()), at) for at, unit in enumerate(units))
+    limit = counted[0][0] * _CANDIDATE_MARGIN
+    return tuple(units[at] for sites, at in counted[:most] if sites <= limit)
 
 
 @cache

@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from enum import Enum
 from functools import cache
@@ -169,27 +170,70 @@ class Synthesizer:
         """Synthesize a module and measure it; arguments and errors as ``map``."""
         return measure(self.map(verilog, top, flow=flow), flow=flow)
 
+    def prove(
+        self, miter: str, top: str, units: Mapping[str, str], *, steps: int = 1
+    ) -> dict[str, Any] | None:
+        """Prove by induction that the output ``equal`` of a module stays 1.
+
+        The induction assumes any state of the registers in which ``equal`` is 1, and inputs
+        that keep the output ``legal`` 1.
+
+        Args:
+            miter: Text of the module, which instantiates the units.
+            top: Its name.
+            units: Text with all modules of each unit, by the name of its top module.
+            steps: Clock cycles that the induction may look back, at most.
+
+        Returns:
+            ``None`` when it is proven, else a counterexample as Yosys writes it (WaveJSON).
+
+        Raises:
+            ToolError: The synthesizer is missing, refused the text, or broke a limit.
+        """
+        files = {"miter.v": miter, **{f"unit_{name}.v": text for name, text in units.items()}}
+        request = {
+            "miter": "miter.v",
+            "top": top,
+            "units": {name: f"unit_{name}.v" for name in units},
+            "steps": steps,
+            "counterexample": "counterexample.json",
+        }
+        status, document = self._ask(request, files, answer="counterexample.json")
+        if status == 0:
+            return None
+        if status != 1 or document is None:
+            raise self._failure(f"proof {top!r}", status)
+        return document
+
     def _run(self, verilog: str, top: str, flow: Flow) -> dict[str, Any]:
         """Let the worker map a module; return the netlist as Yosys wrote it."""
+        request = {"verilog": "unit.v", "top": top, "flow": flow.value, "netlist": "unit.json"}
+        status, document = self._ask(request, {"unit.v": verilog}, answer="unit.json")
+        if status != 0:
+            raise self._failure(f"module {top!r}", status)
+        if document is None:
+            raise self._failure(f"module {top!r}: no netlist", status)
+        return document
+
+    def _ask(
+        self, request: Mapping[str, Any], files: Mapping[str, str], *, answer: str
+    ) -> tuple[int | None, dict[str, Any] | None]:
+        """Give the worker files and a request; return its status and the file that it wrote."""
         process = self._start()
         folder = Path(self._folder.name)
-        netlist = folder / "unit.json"
-        netlist.unlink(missing_ok=True)
-        (folder / "unit.v").write_text(verilog, encoding="utf-8")
-        request = {"verilog": "unit.v", "top": top, "flow": flow.value, "netlist": "unit.json"}
+        (folder / answer).unlink(missing_ok=True)
+        for name, text in files.items():
+            (folder / name).write_text(text, encoding="utf-8")
         assert process.stdin is not None
         with contextlib.suppress(OSError):  # a dead worker shows in the answer that is missing
             process.stdin.write(json.dumps(request) + "\n")
             process.stdin.flush()
         status = self._answer()
-        if status != 0:
-            raise self._failure(f"module {top!r}", status)
         try:
-            document = json.loads(netlist.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise self._failure(f"module {top!r}: no netlist", status) from error
-        assert isinstance(document, dict)
-        return document
+            document = json.loads((folder / answer).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return status, None
+        return status, document if isinstance(document, dict) else None
 
     def _start(self) -> subprocess.Popen[str]:
         """Return a living worker, with an empty log."""

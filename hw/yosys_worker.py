@@ -2,13 +2,17 @@
 """The process that hosts Yosys: ``python -m lutwise.hw.yosys_worker``, in an empty folder.
 
 A Yosys error ends the process that hosts it, and what Yosys numbered before changes what it
-makes of the next unit. So this process only loads the cell library and maps every unit in a
-fork of itself: a unit cannot harm its successors, and its netlist does not depend on its
+makes of the next unit. So this process only loads the cell library and serves every request in
+a fork of itself: a unit cannot harm its successors, and its netlist does not depend on its
 predecessors.
 
-It reads one JSON request per line, ``{"verilog": PATH, "top": NAME, "flow": NAME, "netlist":
-PATH}``, and answers ``{"status": N}``: 0 when the netlist has been written, else how the fork
-ended. What Yosys prints goes to the standard error stream.
+It reads one JSON request per line and answers ``{"status": N}``: 0 when it did what was asked
+for, else how the fork ended. What Yosys prints goes to the standard error stream.
+
+``{"verilog": PATH, "top": NAME, "flow": NAME, "netlist": PATH}`` maps a module and writes its
+netlist. ``{"miter": PATH, "top": NAME, "units": {NAME: PATH}, "steps": N, "counterexample":
+PATH}`` proves by induction over up to so many clock cycles that the output ``equal`` of a module
+stays 1 while ``legal`` is 1; if that fails, the counterexample has been written.
 """
 
 import json
@@ -85,14 +89,42 @@ class _Yosys:
         self._run("blackbox =A:whitebox")
         self._run(f"write_json {request['netlist']}")
 
+    def prove(self, request: dict[str, Any]) -> None:
+        """Prove that a module says ``equal``; end with an error if it need not."""
+        for name, path in request["units"].items():
+            # Each unit has its own copy of the modules below it, so they may differ.
+            self._run("design -reset")
+            self._run("read_verilog -sv cells.v")
+            self._run(f"read_verilog -sv -icells -D LUTWISE_ALU {path}")
+            self._run(f"hierarchy -check -top {name}")
+            self._run("proc")
+            self._run("flatten")
+            self._run(f"design -stash {name}_alone")
+        self._run("design -reset")
+        self._run(f"read_verilog -sv {request['miter']}")
+        for name in request["units"]:
+            self._run(f"design -copy-from {name}_alone -as {name} {name}")
+        self._run(f"hierarchy -check -top {request['top']}")
+        self._run("proc")
+        self._run("flatten")
+        self._run("opt -full")
+        self._run(
+            f"sat -verify -tempinduct -tempinduct-inductonly -maxsteps {request['steps']} "
+            "-set legal 1 -prove equal 1 -show-ports "
+            f"-dump_json {request['counterexample']} {request['top']}"
+        )
 
-def _map_in_fork(yosys: _Yosys, request: dict[str, str]) -> int:
-    """Map one module in a fork and return how that ended."""
+
+def _serve_in_fork(yosys: _Yosys, request: dict[str, Any]) -> int:
+    """Serve one request in a fork and return how that ended."""
     child = os.fork()
     if child == 0:
         status = 1
         try:
-            yosys.map(request)
+            if "miter" in request:
+                yosys.prove(request)
+            else:
+                yosys.map(request)
             status = 0
         except BaseException:
             traceback.print_exc()
@@ -114,7 +146,7 @@ def main() -> None:
     answers.write(json.dumps({"status": 0}) + "\n")
     answers.flush()
     for line in sys.stdin:
-        answers.write(json.dumps({"status": _map_in_fork(yosys, json.loads(line))}) + "\n")
+        answers.write(json.dumps({"status": _serve_in_fork(yosys, json.loads(line))}) + "\n")
         answers.flush()
 
 

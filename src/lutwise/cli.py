@@ -137,7 +137,8 @@ def _sweep(**options: Any) -> None:
     "--style",
     default="auto",
     show_default=True,
-    help="Product architecture; auto takes the smallest.",
+    help="How products are built: plain, table, chain-a, array-digits-2, ...; auto builds those "
+    "with the fewest counted sites and takes the smallest.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def _synth(**options: Any) -> None:
