@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rebuild the unit library: ``python -m lutwise.cost_models.characterize``.
 
-Every unit is synthesized in each style that fits its formats, every netlist is compared with
-its exact model, and the smallest one goes into the table. Finished units are kept by content,
-so that a run that was stopped continues where it was.
+Of every unit the architectures with the fewest counted sites are synthesized, every netlist is
+compared with its exact model, and the smallest one goes into the table. Finished units are kept
+by content, so that a run that was stopped continues where it was.
 """
 
 import argparse
@@ -24,8 +24,7 @@ from lutwise.cost_models.requantizer_units import RequantizerKey, requantizer_un
 from lutwise.cost_models.units import LENGTH, UnitKey, atlas_units, diagonal_units
 from lutwise.errors import LutwiseError, MismatchError
 from lutwise.files import write_atomic
-from lutwise.hw.architecture import architectures
-from lutwise.hw.dot_product import DotProduct
+from lutwise.hw.dot_product import DotProduct, smallest_units
 from lutwise.hw.requantizer import Requantizer, typical_shift, verify_requantizer
 from lutwise.hw.store import content_key
 from lutwise.hw.synthesis import Synthesizer, measure, tool_name
@@ -34,6 +33,7 @@ from lutwise.hw.verify import verify_dot_product
 __all__ = [
     "DOT_PRODUCT_COLUMNS",
     "PROOF_COLUMNS",
+    "candidates",
     "characterize_dot_product",
     "characterize_requantizer",
     "main",
@@ -68,8 +68,6 @@ hash of the Verilog."""
 VECTORS: Final = 100_000
 """Random vectors that a netlist is compared on when its operands cannot all be tried."""
 
-_MOST_CANDIDATES: Final = 3
-_CANDIDATE_MARGIN: Final = 1.04
 _MANY_LANES: Final = 8
 
 REQUANTIZER_COLUMNS: Final = (
@@ -95,21 +93,14 @@ def _synthesizer() -> Synthesizer:
 
 
 def candidates(unit: UnitKey) -> tuple[DotProduct, ...]:
-    """Return the units worth building: the architectures with the fewest counted sites."""
-    fitting = [
-        DotProduct(
-            weights=unit.weight_format,
-            activations=unit.activation_format,
-            lanes=unit.lanes,
-            length=LENGTH,
-            architecture=architecture,
-        )
-        for architecture in architectures(unit.weight_format, unit.activation_format)
-    ]
-    counted = sorted((sum(dot.counted_sites().values()), place) for place, dot in enumerate(fitting))
-    limit = counted[0][0] * _CANDIDATE_MARGIN
-    most = 1 if unit.lanes > _MANY_LANES else _MOST_CANDIDATES
-    return tuple(fitting[place] for sites, place in counted[:most] if sites <= limit)
+    """Return the units worth building: the architectures with the fewest counted sites.
+
+    Of many lanes it is one, since synthesis takes long and the counts are good.
+    """
+    formats = unit.weight_format, unit.activation_format
+    if unit.lanes > _MANY_LANES:
+        return smallest_units(*formats, unit.lanes, length=LENGTH, most=1)
+    return smallest_units(*formats, unit.lanes, length=LENGTH)
 
 
 def characterize_dot_product(unit: UnitKey) -> Row:
