@@ -8,6 +8,7 @@ what a careful engineer would find by looking at the circuit; it is not the resu
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cache
 from typing import Final
 
 __all__ = ["Bit", "Bus", "Circuit", "Part", "Term", "lut_sites", "mux_sites"]
@@ -220,6 +221,7 @@ class Circuit:
         return result, support
 
 
+@cache
 def _support(table: int, inputs: int) -> int:
     """Count the inputs that a truth table depends on."""
     found = 0
