@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Random layer units, and what tests do with circuits and simulators."""
 
+import importlib.util
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +32,12 @@ _QUIET = 12
 needs_simulator = pytest.mark.skipif(
     not simulator_available(), reason="Verilator 5 or a C++ compiler is not installed"
 )
+
+_PYOSYS = importlib.util.find_spec("pyosys")
+_CELLS_FILE = (
+    Path(str(_PYOSYS.origin)).parent / "share" / "xilinx" / "cells_sim.v" if _PYOSYS else None
+)
+needs_lut_models = pytest.mark.skipif(_CELLS_FILE is None, reason="pyosys is not installed")
 
 
 def random_unit(
@@ -202,3 +211,26 @@ def stream(
 def _noise(random: np.random.Generator, bits: int, count: int) -> npt.NDArray[np.object_]:
     rows = random.integers(0, 2, (bits, count)).astype(np.bool_)
     return from_bits(rows).astype(object)
+
+
+_LUT_CELLS = ("LUT6_2", "CARRY8", "MUXF7", "MUXF8", "RAM32M16", "RAM64M8")
+_YOSYS_CELLS = r"""
+module \$lut #(parameter WIDTH = 1, parameter LUT = 0) (input [WIDTH-1:0] A, output Y);
+  wire [(1<<WIDTH)-1:0] words = LUT;
+  assign Y = words[A];
+endmodule
+module \$alu #(parameter A_SIGNED = 0, B_SIGNED = 0, A_WIDTH = 1, B_WIDTH = 1, Y_WIDTH = 1) (
+    input [A_WIDTH-1:0] A, input [B_WIDTH-1:0] B, input CI, BI,
+    output [Y_WIDTH-1:0] X, Y, CO);
+  assign Y = A + B + {{Y_WIDTH-1{1'b0}}, CI};
+endmodule
+"""
+
+
+def lut_models() -> str:
+    """Return what puts Verilog before it in the form for synthesis, with the cells as models."""
+    assert _CELLS_FILE is not None
+    text = _CELLS_FILE.read_text(encoding="utf-8")
+    found = [re.search(rf"^module {name}\b.*?^endmodule\n", text, re.M | re.S)
+             for name in _LUT_CELLS]  # fmt: skip
+    return "`define LUTWISE_ALU\n" + "".join(m[0] for m in found if m) + _YOSYS_CELLS
