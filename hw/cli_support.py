@@ -38,8 +38,8 @@ def synthesize_dot_product(
     Returns:
         Formats, sizes (``luts``, ``luts_per_mac``, ``luts_raw``, ``carry8``, ``ffs``,
         ``depth``, ``delay_ns``), the LUTs counted before synthesis (``counted_sites``, ``None``
-        for ``plain``), ``style``, ``tool``, ``flow``, ``accumulator_bits``, ``verification`` and, for every
-        architecture that was built, its LUTs (``tried``).
+        for ``plain``), ``style``, ``tool``, ``flow``, ``accumulator_bits``, ``verification``
+        and, for every architecture that was built, its LUTs (``tried``).
 
     Raises:
         ConfigError: Unknown architecture, one that the formats do not allow, or bad sizes.
