@@ -196,6 +196,7 @@ class Circuit:
             The result and, per bit, the inputs that it depends on.
         """
         width = sum(w for _, w in inputs)
+        assert not hard or width <= _LUT_INPUTS
         tables = [0] * bits
         for index in range(1 << width):
             numbers, rest = [], index

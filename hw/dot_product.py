@@ -182,10 +182,11 @@ class DotProduct:
                 raise ConfigError(
                     f"wanted {label} of shape (..., {self.lanes}), got shape {found.shape}"
                 )
-        if self.accumulator_bits <= 62:  # then every partial sum fits 64 bits
-            w, a = w.astype(np.int64), a.astype(np.int64)
-        total = (w * a).sum(axis=-1) + np.asarray(accumulator, dtype=w.dtype)
         modulus = 1 << self.accumulator_bits
+        if self.accumulator_bits <= 62:
+            # The remainder is all that counts, and words of 64 bits wrap around without harm to it.
+            w, a = ((found % modulus).astype(np.int64) for found in (w, a))
+        total = (w * a).sum(axis=-1) + np.asarray(accumulator, dtype=w.dtype)
         offset = modulus >> 1 if self.accumulator_signed else 0
         return np.asarray((total + offset) % modulus - offset, dtype=w.dtype)
 

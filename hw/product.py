@@ -235,7 +235,7 @@ def _exponent_sum(circuit: Circuit, sides: Sequence[_Side], reach: int, step: in
             places,
             part=Part.EXPONENT,
             stem="place",
-            hard=True,
+            hard=len(high_wires) <= _TABLE_INPUTS,
         )
         coarse = tuple((lines[place], 1) for place in range(places))
     return _Shift(

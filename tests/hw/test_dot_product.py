@@ -298,6 +298,7 @@ def test_any_number_of_lanes_is_exact(
         ("e3m2", "ue3m2", "array-digits-4 array-digits-5 array-booth-3", (-100, 100)),
         ("uint4", "uint4", "chain-a table array-digits-1", (0, 225)),
         ("e5m2", "e5m2", "array-digits-4 array-booth-8", (-(1 << 63), (1 << 63) - 1)),
+        ("ue7m0", "ue2m0", "array-digits-2 array-digits-4", (0, 1 << 20)),
     ],
 )
 def test_given_bounds_are_kept(
