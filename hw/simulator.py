@@ -26,7 +26,10 @@ __all__ = ["Simulation", "simulate_stream", "simulator_available", "simulator_na
 
 _TIME_LIMIT_S: Final = 1800.0
 _COMPILERS: Final = ("g++", "clang++")
-_COMPILER_FLAGS: Final = ("-std=c++17", "-O1", "-w")
+_COMPILER_FLAGS: Final = ("-std=c++17", "-w")
+_MANY_WORDS: Final = 20_000
+"""From so many on a program repays the second that it takes to optimize it."""
+
 _VERILATOR_FLAGS: Final = (
     *("--cc", "--top-module", "bench", "--prefix", "Vbench", "-Wno-fatal", "-Wno-lint"),
     "--quiet",
@@ -244,7 +247,7 @@ def simulate_stream(
         (folder / "bench.v").write_text(bench, encoding="ascii")
         (folder / "in.hex").write_text("".join(f"{word:x}\n" for word in words), encoding="ascii")
         steps = _Steps(folder, verilator, compiler, time_limit_s)
-        steps.build()
+        steps.build(optimize=len(words) + results >= _MANY_WORDS)
         log = steps.run(str(folder / "bench"), "+verilator+rand+reset+2", f"+verilator+seed+{seed}")
         text = (folder / "out.hex").read_text(encoding="ascii")
     found = [int(line, 16) for line in text.split()]
@@ -278,7 +281,7 @@ class _Steps:
     compiler: str
     time_limit_s: float
 
-    def build(self) -> None:
+    def build(self, *, optimize: bool) -> None:
         """Make the program ``bench`` of ``bench.v`` and ``unit.v``."""
         self.run(self.verilator.executable, *_VERILATOR_FLAGS, "bench.v", "unit.v")
         made = sorted(path.name for path in (self.folder / "obj_dir").glob("*.cpp"))
@@ -286,8 +289,9 @@ class _Steps:
         lines = [f'#include "{name}"' for name in made]
         (self.folder / "main.cpp").write_text("\n".join([*lines, _MAIN]), encoding="ascii")
         self.run(
-            *(self.compiler, *_COMPILER_FLAGS, "-I", "obj_dir", *self._includes, "main.cpp"),
-            *(str(self._runtime()), "-pthread", "-o", "bench"),
+            *(self.compiler, *_COMPILER_FLAGS, "-O1" if optimize else "-O0"),
+            *("-I", "obj_dir", *self._includes, "main.cpp", str(self._runtime())),
+            *("-pthread", "-o", "bench"),
         )
 
     @property
@@ -307,7 +311,7 @@ class _Steps:
         lines = [f'#include "{name}.cpp"\n' for name in ("verilated", "verilated_threads")]
         (self.folder / "runtime.cpp").write_text("".join(lines), encoding="ascii")
         self.run(
-            *(self.compiler, *_COMPILER_FLAGS, *self._includes, "-c", "runtime.cpp"),
+            *(self.compiler, *_COMPILER_FLAGS, "-O1", *self._includes, "-c", "runtime.cpp"),
             *("-o", "runtime.o"),
         )
         made = self.folder / "runtime.o"

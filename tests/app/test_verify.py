@@ -254,6 +254,15 @@ def test_another_proof_is_made_anew(
     assert simulated == ["layer_head"] * 2
 
 
+def test_proofs_on_other_images_say_so(run: Path, simulated: list[str]) -> None:
+    for images in (2, 1):
+        quantize("verify", run, "--rtl", "--images", images, "--vectors", 1, "--layer", "head",
+                 "--quiet")  # fmt: skip
+        transcript = json.loads((run / "rtl" / "layer_head.json").read_text())
+        assert transcript["proof"]["images"] == images
+    assert simulated == ["layer_head"] * 2
+
+
 def test_layers_before_one_that_fails_are_kept(
     run: Path, simulated: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

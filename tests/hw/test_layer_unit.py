@@ -16,7 +16,7 @@ from lutwise.hw.simulator import Simulation, simulate_stream
 from lutwise.hw.synthesis import Flow, Synthesizer
 from lutwise.quant import reference
 from lutwise.quant.formats import parse_element
-from tests.hw.units import needs_simulator, random_unit, random_vectors, stream
+from tests.hw.units import Clocked, needs_simulator, random_unit, random_vectors, stream
 
 
 def _reference(unit: LayerUnit, vector: npt.NDArray[np.int64], channel: int) -> Fraction:
@@ -162,6 +162,21 @@ def test_netlist_is_the_model(shape: dict[str, Any], synthesizer: Synthesizer) -
     found, last = stream(netlist, words, pressure=True, resets=2)
     assert [unit.results(part).tolist() for part in found] == wanted
     assert max(last) > _wanted_edges(unit, 3)
+
+
+@pytest.mark.rtl
+def test_a_result_does_not_wait_for_its_reader(synthesizer: Synthesizer) -> None:
+    unit = random_unit("int4", "uint4", "uint4", outputs=2, products=8)
+    circuit = Clocked(synthesizer.map(unit.emit(), unit.name, flow=Flow.LEAN))
+    one = np.ones(1, dtype=np.int64)
+    first, second, *_ = unit.input_words(random_vectors(unit, 2))
+    circuit.step(rst=one, in_data=0 * one, in_valid=0 * one, out_ready=0 * one)
+    seen = []
+    for word in (first, second, *[first] * 8):
+        outputs = circuit.step(rst=0 * one, in_data=word * one, in_valid=one, out_ready=0 * one)
+        seen.append((int(outputs["in_ready"][0]), int(outputs["out_valid"][0])))
+    shown = 1 + unit.latency  # edges after the first word
+    assert seen == [(1, 0)] * shown + [(0, 1)] * (10 - shown)
 
 
 @pytest.mark.rtl

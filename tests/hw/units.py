@@ -26,6 +26,7 @@ from lutwise.hw.output_stage import OutputStage
 from lutwise.hw.simulator import simulator_available
 from lutwise.quant.formats import Format, parse_element, parse_weight
 
+_MOST_EDGES = 1000
 _QUIET = 12
 """Edges without a transfer in any stream after which nothing more is waited for."""
 
@@ -179,6 +180,7 @@ def stream(
     quiet = edge = 0
     while quiet < _QUIET:
         edge += 1
+        assert edge < _MOST_EDGES, "the unit never comes to rest"
         ready = random.integers(0, 2, streams) > 0 if pressure else always > 0
         valid = offered & (taken < count)
         noise = _noise(random, width, streams)
