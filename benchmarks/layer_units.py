@@ -53,20 +53,19 @@ def units(folder: Path, seed: int) -> Iterator[tuple[str, LayerUnit]]:
 
 def row_of(unit: LayerUnit, run: str, layer: str) -> dict[str, Any]:
     """Return what identifies a unit."""
-    stage = unit.stage
+    size = LayerSize.of(unit)
+    multiplies = unit.stage is not None and unit.stage.form is Form.MULTIPLY
     return {
-        "weights": unit.weights.name,
-        "activations": unit.activations.name,
-        "output": stage.output.name if stage else "",
-        "accumulator_bits": unit.accumulator_bits,
-        "multiplier_bits": (
-            max(stage.multipliers).bit_length() if stage and stage.form is Form.MULTIPLY else 0
-        ),
-        "groups": unit.groups,
-        "outputs": unit.outputs,
-        "products": unit.products,
-        "pe": unit.pe,
-        "simd": unit.simd,
+        "weights": size.weights.name,
+        "activations": size.activations.name,
+        "output": size.output.name if size.output else "",
+        "accumulator_bits": size.accumulator_bits,
+        "multiplier_bits": size.multiplier_bits if multiplies else 0,
+        "groups": size.groups,
+        "outputs": size.outputs,
+        "products": size.products,
+        "pe": size.pe,
+        "simd": size.simd,
         "memory": (Memory.LUT if unit.weights_inside else Memory.BLOCK).value,
         "style": str(unit.architecture),
         "run": run,

@@ -18,7 +18,7 @@ if not __package__:  # run as a script: the benchmarks are a package of the chec
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.common import circumstances, write_record
-from benchmarks.layer_units import price, row_of
+from lutwise.cost_models.layer_cost import LayerSize, Memory, layer_price
 from lutwise.hw.layers import layer_unit
 from lutwise.hw.synthesis import Synthesizer, tool_name
 from lutwise.quant.data import Split, load_data
@@ -57,7 +57,6 @@ def main() -> None:
                 network, node, name="unit", pe=args.pe, simd=args.simd, weights_inside=False
             )
             result = synthesizer.synthesize(unit.emit(), "unit", flow=unit.architecture.flow)
-            row = {key: str(value) for key, value in row_of(unit, args.run.name, node.name).items()}
             rows.append(
                 {
                     **asdict(proof),
@@ -65,7 +64,7 @@ def main() -> None:
                     "activations": unit.activations.name,
                     "output": unit.stage.output.name if unit.stage else "",
                     "luts": result.luts,
-                    "estimate": round(price(row), 1),
+                    "estimate": round(layer_price(LayerSize.of(unit), Memory.BLOCK).luts, 1),
                     "ffs": result.ffs,
                     "delay_ns": result.delay_ns,
                 }

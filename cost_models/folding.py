@@ -109,8 +109,6 @@ def balanced_folding(layers: Sequence[LayerChoices], budget_luts: float) -> list
         ConfigError: Even the smallest folding of every layer takes more.
     """
     paces = sorted({choice.cycles for layer in layers for choice in layer.choices})
-    slowest = max((layer.choices[-1].cycles for layer in layers), default=0)
-    paces = [pace for pace in paces if pace <= slowest]
 
     def at(pace: int) -> list[FoldedLayer] | None:
         found = [layer.cheapest(pace) for layer in layers]
@@ -118,15 +116,8 @@ def balanced_folding(layers: Sequence[LayerChoices], budget_luts: float) -> list
         whole = len(chosen) == len(layers)
         return chosen if whole and sum(c.luts for c in chosen) <= budget_luts else None
 
-    low, high = 0, len(paces)
-    best: list[FoldedLayer] | None = None
-    while low < high:
-        middle = (low + high) // 2
-        found = at(paces[middle])
-        if found is None:
-            low = middle + 1
-        else:
-            best, high = found, middle
+    place = bisect_left(paces, True, key=lambda pace: at(pace) is not None)
+    best = at(paces[place]) if place < len(paces) else None
     if best is None:
         least = sum(layer.choices[-1].luts for layer in layers)
         raise ConfigError(

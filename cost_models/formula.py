@@ -19,12 +19,10 @@ from typing import Final
 
 import numpy as np
 
-from lutwise.cost_models.units import LENGTH
 from lutwise.errors import ConfigError
 from lutwise.hw.architecture import Architecture, architectures
-from lutwise.hw.bounds import accumulator_range, width_of_range
 from lutwise.hw.circuit import Part
-from lutwise.hw.dot_product_rtl import write_dot_product
+from lutwise.hw.dot_product import counted_sites
 from lutwise.quant.formats import Format
 
 __all__ = [
@@ -86,31 +84,6 @@ class Observation:
 
     sites: Mapping[Part, float]
     luts: float
-
-
-@cache
-def counted_sites(
-    weights: Format, activations: Format, lanes: int, architecture: Architecture
-) -> Mapping[Part, float]:
-    """Count the sites of a unit whose accumulator holds 1024 products, of any width.
-
-    Raises:
-        ConfigError: Fewer than one lane.
-    """
-    if lanes < 1:
-        raise ConfigError(f"a unit has at least one lane, got {lanes}")
-    # The unit itself would refuse accumulators of more than 64 bits, which still have a price.
-    return write_dot_product(
-        weights,
-        activations,
-        ports=(),
-        lanes=lanes,
-        accumulator_bits=width_of_range(*accumulator_range(weights, activations, LENGTH)),
-        architecture=architecture,
-        restart=False,
-        pipeline=False,
-        module="priced",
-    ).sites
 
 
 @cache

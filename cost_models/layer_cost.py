@@ -14,6 +14,8 @@ from typing import Final
 
 from lutwise.cost_models.library import LutPrice, PriceSource, lut_per_mac, requantizer_luts
 from lutwise.errors import ConfigError
+from lutwise.hw.bounds import width_of_range
+from lutwise.hw.layer_unit import LayerUnit
 from lutwise.hw.output_stage import Form, form_for, result_codes
 from lutwise.quant.formats import Format, IntFormat, parse_element, parse_weight
 
@@ -95,6 +97,24 @@ class LayerSize:
                 f"pe is 1..{self.outputs} and simd 1..{self.products}, got pe={self.pe}, "
                 f"simd={self.simd}"
             )
+
+    @classmethod
+    def of(cls, unit: LayerUnit) -> "LayerSize":
+        """Return the size of a unit."""
+        stage = unit.stage
+        multiplies = stage is not None and stage.form is Form.MULTIPLY
+        return cls(
+            weights=unit.weights,
+            activations=unit.activations,
+            output=stage.output if stage else None,
+            accumulator_bits=unit.accumulator_bits,
+            groups=unit.groups,
+            outputs=unit.outputs,
+            products=unit.products,
+            pe=unit.pe,
+            simd=unit.simd,
+            multiplier_bits=max(stage.multipliers).bit_length() if stage and multiplies else 16,
+        )
 
     @classmethod
     def from_row(cls, row: Mapping[str, str]) -> "LayerSize":
@@ -197,7 +217,7 @@ def _error(dots: LutPrice) -> float:
 
 
 def _counter_bits(states: int) -> int:
-    return max(1, (states - 1).bit_length())
+    return width_of_range(0, states - 1)
 
 
 def _rom_sites(words: int, width: int) -> float:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from lutwise.hw.bounds import accumulator_range, width_of_range
-from lutwise.hw.dot_product import MOST_ACCUMULATOR_BITS
+from lutwise.hw.dot_product import LENGTH, MOST_ACCUMULATOR_BITS
 from lutwise.quant.formats import (
     FloatFormat,
     Format,
@@ -28,12 +28,9 @@ __all__ = [
 ]
 
 LANES: Final = (1, 8, 32)
-"""Lanes of the units of every pair of formats."""
+"""Lanes of the units of the atlas; those of 32 are of some pairs only."""
 
 _EVERY_PAIR_LANES: Final = 8
-
-LENGTH: Final = 1024
-"""Products of the longest dot product; sizes the accumulators."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)

@@ -6,6 +6,7 @@ from enum import Enum
 from typing import Final
 
 from lutwise.errors import ConfigError
+from lutwise.hw.circuit import LUT_INPUTS
 from lutwise.hw.multiplier import Array
 from lutwise.hw.operand import Operand, operand_of
 from lutwise.hw.synthesis import Flow
@@ -14,7 +15,6 @@ from lutwise.quant.formats import FloatFormat, Format, IntFormat
 __all__ = ["PLAIN", "Architecture", "Kind", "architectures", "as_magnitude"]
 
 _TABLE_INPUTS: Final = 8
-_EXPONENT_INPUTS: Final = 6
 
 
 class Kind(Enum):
@@ -171,6 +171,6 @@ def _steps(w: Operand, a: Operand) -> tuple[int, ...]:
     enough = w.significand_bits + a.significand_bits - 1
     power = next((power for power in powers if power >= max(4, enough)), powers[-1])
     found = {power, max(2, power // 2)}
-    if w.exponent_bits + a.exponent_bits <= _EXPONENT_INPUTS:
+    if w.exponent_bits + a.exponent_bits <= LUT_INPUTS:
         found |= {3, enough}
     return tuple(sorted(step for step in found if 1 < step <= reach))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from lutwise.hw.bounds import code_integers, legal_codes, product_range, width_of_range
 from lutwise.hw.circuit import Bus, Circuit, Part
+from lutwise.hw.multiplier import booth_rows
 from lutwise.hw.operand import Operand, operand_of
 from lutwise.quant.formats import Format
 
@@ -75,8 +76,7 @@ def write_booth_chain(
     w = _Factor(fmt=weights, operand=operand_of(weights), wires=tuple(w for w, _ in lanes))
     a = _Factor(fmt=activations, operand=operand_of(activations), wires=tuple(a for _, a in lanes))
     x, b = (a, w) if recoded == "w" else (w, a)
-    bits = b.operand.bits
-    rows = (bits + 1) // 2 if b.operand.twos_complement else (bits + 2) // 2
+    rows = booth_rows(b.operand.bits, signed=b.operand.twos_complement)
     total: Bus | None = None
     low = high = 0
     settled: list[str] = []

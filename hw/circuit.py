@@ -11,10 +11,13 @@ from enum import Enum
 from functools import cache
 from typing import Final
 
-__all__ = ["Bit", "Bus", "Circuit", "Part", "Term", "lut_sites", "mux_sites"]
+from lutwise.hw.verilog import extend
+
+__all__ = ["LUT_INPUTS", "Bit", "Bus", "Circuit", "Part", "Term", "lut_sites", "mux_sites"]
 
 _SHARED_INPUTS: Final = 5
-_LUT_INPUTS: Final = 6
+LUT_INPUTS: Final = 6
+"""Inputs of a LUT."""
 
 
 class Part(Enum):
@@ -45,7 +48,7 @@ def lut_sites(inputs: int) -> float:
         return 0.0
     if inputs <= _SHARED_INPUTS:
         return 0.5
-    return float(1 << (inputs - _LUT_INPUTS))
+    return float(1 << (inputs - LUT_INPUTS))
 
 
 def mux_sites(inputs: int) -> float:
@@ -140,13 +143,7 @@ class Circuit:
 
     def extend(self, bus: Bus, bits: int, *, signed: bool) -> str:
         """Return an expression that cuts or extends a wire."""
-        if bits == bus.bits:
-            return bus.name
-        if bits < bus.bits:
-            return f"{bus.name}[{bits - 1}:0]"
-        if signed:
-            return f"{{{{{bits - bus.bits}{{{bus[bus.bits - 1]}}}}}, {bus.name}}}"
-        return f"{{{bits - bus.bits}'d0, {bus.name}}}"
+        return extend(bus.name, bus.bits, signed=signed, to=bits)
 
     def add(
         self,
@@ -196,7 +193,7 @@ class Circuit:
             The result and, per bit, the inputs that it depends on.
         """
         width = sum(w for _, w in inputs)
-        assert not hard or width <= _LUT_INPUTS
+        assert not hard or width <= LUT_INPUTS
         tables = [0] * bits
         for index in range(1 << width):
             numbers, rest = [], index

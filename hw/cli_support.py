@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from lutwise.errors import ConfigError, MismatchError
 from lutwise.hw.architecture import Architecture
-from lutwise.hw.dot_product import DotProduct, smallest_units
+from lutwise.hw.dot_product import LENGTH, DotProduct, smallest_units
 from lutwise.hw.synthesis import Synthesizer, measure
 from lutwise.hw.verify import verify_dot_product
 from lutwise.quant.formats import Format
@@ -21,7 +21,7 @@ def synthesize_dot_product(
     lanes: int,
     style: str = _AUTO,
     *,
-    length: int = 1024,
+    length: int = LENGTH,
     synthesizer: Synthesizer | None = None,
 ) -> dict[str, Any]:
     """Synthesize a dot-product unit, compare the netlist with its model and report.

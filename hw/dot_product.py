@@ -6,6 +6,7 @@ to an accumulator that is wide enough for the exact sum of ``length`` products: 
 rounded. The numbers are integers in units of ``2**unit_exponent``.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final
@@ -27,7 +28,17 @@ from lutwise.hw.dot_product_rtl import Emitted, write_dot_product
 from lutwise.hw.ports import Direction, Port
 from lutwise.quant.formats import Format
 
-__all__ = ["MOST_ACCUMULATOR_BITS", "DotProduct", "smallest_architecture", "smallest_units"]
+__all__ = [
+    "LENGTH",
+    "MOST_ACCUMULATOR_BITS",
+    "DotProduct",
+    "counted_sites",
+    "smallest_architecture",
+    "smallest_units",
+]
+
+LENGTH: Final = 1024
+"""Products of the longest dot product, where nobody says otherwise; sizes the accumulators."""
 
 MOST_ACCUMULATOR_BITS: Final = 64
 """Wider accumulators are refused: nothing that runs a network holds such sums."""
@@ -71,7 +82,7 @@ class DotProduct:
     activations: Format
     lanes: int
     architecture: Architecture
-    length: int = 1024
+    length: int = LENGTH
     bounds: tuple[int, int] | None = None
     restart: bool = False
     pipeline: bool = False
@@ -233,7 +244,7 @@ def smallest_units(
     activations: Format,
     lanes: int,
     *,
-    length: int = 1024,
+    length: int = LENGTH,
     most: int = _MOST_CANDIDATES,
 ) -> tuple[DotProduct, ...]:
     """Return the units worth building: those with the fewest counted sites, best first.
@@ -266,6 +277,37 @@ def smallest_units(
 
 
 @cache
+def counted_sites(
+    weights: Format, activations: Format, lanes: int, architecture: Architecture
+) -> Mapping[Part, float]:
+    """Count the sites of a unit for 1024 products, with an accumulator of any width.
+
+    Args:
+        weights: Format of the weights.
+        activations: Format of the activations.
+        lanes: Products per cycle.
+        architecture: How products are built.
+
+    Raises:
+        ConfigError: Fewer than one lane.
+    """
+    if lanes < 1:
+        raise ConfigError(f"a unit has at least one lane, got {lanes}")
+    # The unit itself would refuse accumulators of more than 64 bits, which still have a price.
+    return write_dot_product(
+        weights,
+        activations,
+        ports=(),
+        lanes=lanes,
+        accumulator_bits=width_of_range(*accumulator_range(weights, activations, LENGTH)),
+        architecture=architecture,
+        restart=False,
+        pipeline=False,
+        module="counted",
+    ).sites
+
+
+@cache
 def smallest_architecture(weights: Format, activations: Format, lanes: int) -> Architecture:
     """Return the architecture with the fewest counted sites.
 
@@ -274,19 +316,7 @@ def smallest_architecture(weights: Format, activations: Format, lanes: int) -> A
         activations: Format of the activations.
         lanes: Products per cycle.
     """
-    low, high = accumulator_range(weights, activations, max(lanes, 1024))
-    reach = 1 << (MOST_ACCUMULATOR_BITS - 1)
-    bounds = max(low, -reach), min(high, reach - 1)
-
-    def sites(architecture: Architecture) -> float:
-        unit = DotProduct(
-            weights=weights,
-            activations=activations,
-            lanes=lanes,
-            length=max(lanes, 1024),
-            architecture=architecture,
-            bounds=bounds,
-        )
-        return sum(unit.counted_sites().values())
-
-    return min(architectures(weights, activations), key=sites)
+    return min(
+        architectures(weights, activations),
+        key=lambda one: sum(counted_sites(weights, activations, lanes, one).values()),
+    )

@@ -5,11 +5,10 @@ Three steps of a pipeline follow each other: operands are registered, sums accum
 are registered. All of them stand still while a result waits for its reader.
 """
 
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
-from lutwise.hw.bounds import code_integers
+from lutwise.hw.bounds import code_integers, width_of_range
 from lutwise.hw.output_stage import Form, OutputStage
 from lutwise.hw.verilog import library
 
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
 __all__ = ["write_layer_unit"]
 
 _LONGEST_COLUMN: Final = 256
-_MODULE: Final = re.compile(r"^module (\w+)\b.*?^endmodule\n", re.MULTILINE | re.DOTALL)
 
 
 def write_layer_unit(unit: "LayerUnit") -> str:
@@ -28,21 +26,15 @@ def write_layer_unit(unit: "LayerUnit") -> str:
     stages = [_output_module(unit, lane) for lane in range(unit.pe)]
     text = library("lw_rom", "lw_buffer", "lw_at_least")
     if unit.stage is not None and unit.stage.form is Form.MULTIPLY:
-        bits = unit.accumulator_bits
-        requantizer = unit.stage.requantizer(bits).emit(module=f"{unit.name}_requantizer")
-        dot += "\n" + _without(requantizer, dot)
+        # The dot product brings the modules that a requantizer needs.
+        requantizer = unit.stage.requantizer(unit.accumulator_bits)
+        dot += "\n" + requantizer.emit_alone(module=f"{unit.name}_requantizer")
     return "\n".join([text, dot, *stages, _top(unit)])
-
-
-def _without(text: str, present: str) -> str:
-    """Return the modules of a text whose names another one does not have."""
-    names = {found[1] for found in _MODULE.finditer(present)}
-    return "".join(found[0] for found in _MODULE.finditer(text) if found[1] not in names)
 
 
 def _bits_for(count: int) -> int:
     """Return the width of a counter of so many states."""
-    return max(1, (count - 1).bit_length())
+    return width_of_range(0, count - 1)
 
 
 def _span(bits: int) -> str:

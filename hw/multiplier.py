@@ -10,13 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import cache
-from typing import Final
 
-from lutwise.hw.circuit import Bus, Circuit, Part
+from lutwise.hw.circuit import LUT_INPUTS, Bus, Circuit, Part
 
-__all__ = ["Array", "Factor", "array_sites", "write_array"]
-
-_LUT_INPUTS: Final = 6
+__all__ = ["Array", "Factor", "array_sites", "booth_rows", "write_array"]
 
 
 class Array(Enum):
@@ -124,9 +121,13 @@ def _signed(factor: Factor) -> str:
     return f"$signed({name})" if factor.signed else f"$signed({{1'b0, {name}}})"
 
 
+def booth_rows(bits: int, *, signed: bool) -> int:
+    """Return the radix-4 Booth digits of a number of so many bits."""
+    return (bits + 1) // 2 if signed else (bits + 2) // 2
+
+
 def _booth_sites(x: int, x_signed: bool, b: int, b_signed: bool) -> float:
-    rows = (b + 1) // 2 if b_signed else (b + 2) // 2
-    return rows * (x + 2 + (not x_signed)) - 1
+    return booth_rows(b, signed=b_signed) * (x + 2 + (not x_signed)) - 1
 
 
 def _booth_order(one: Factor, other: Factor) -> tuple[Factor, Factor]:
@@ -159,7 +160,7 @@ def _best_rows(x: int, left: int, *, first: bool) -> tuple[float, tuple[tuple[_R
         return 0.0, ()
     choices = []
     for row, size in ((_Row.AND, 1), (_Row.PAIR, 2), (_Row.TABLE, 2), (_Row.TABLE, 3)):
-        if size > left or (row is _Row.TABLE and x + size > _LUT_INPUTS):
+        if size > left or (row is _Row.TABLE and x + size > LUT_INPUTS):
             continue
         rest, rows = _best_rows(x, left - size, first=False)
         choices.append((_row_sites(x, row, size, first=first) + rest, ((row, size), *rows)))
@@ -173,7 +174,7 @@ def _row_sites(x: int, row: _Row, size: int, *, first: bool) -> float:
         # One adder for both rows; its lowest bit needs no carry. Then one more to join it.
         return x + 1.5 + (0.0 if first else x + 2.0)
     # The lowest bits of a table depend on few inputs; all others on six.
-    wide = x + size if x + size == _LUT_INPUTS else 0
+    wide = x + size if x + size == LUT_INPUTS else 0
     explicit = max(0, x + size - 3) if wide else (x + size) / 2
     if first:
         return explicit + 1.5 if wide else explicit

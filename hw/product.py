@@ -11,14 +11,13 @@ from dataclasses import dataclass
 
 from lutwise.hw.architecture import Architecture, Kind
 from lutwise.hw.bounds import code_integers, is_legal, product_range, width_of_range
-from lutwise.hw.circuit import Bit, Bus, Circuit, Part, Term, lut_sites, mux_sites
+from lutwise.hw.circuit import LUT_INPUTS, Bit, Bus, Circuit, Part, Term, lut_sites, mux_sites
 from lutwise.hw.multiplier import Factor, write_array
 from lutwise.hw.operand import Operand, operand_of
 from lutwise.quant.formats import Format
 
 __all__ = ["write_product"]
 
-_TABLE_INPUTS = 6
 _ZERO = Bit("1'b0", 0)
 
 
@@ -99,7 +98,7 @@ def _table(circuit: Circuit, sides: Sequence[_Side], bits: int) -> list[Bit]:
 
 def _merged(circuit: Circuit, wire: str, inputs: int) -> Bit:
     """Return a bit of a table: left to the next LUT while that has room for its inputs."""
-    if inputs < _TABLE_INPUTS - 1:
+    if inputs < LUT_INPUTS - 1:
         return Bit(wire, inputs)
     circuit.count(Part.MULTIPLY, lut_sites(inputs))
     return Bit(wire, 1)
@@ -168,7 +167,7 @@ def _exponents(circuit: Circuit, sides: Sequence[_Side], step: int) -> _Shift:
     """Write what selects the shift: tables of the exponents, or their sum."""
     shifted = [side for side in sides if side.operand.max_shift]
     reach = sum(side.operand.max_shift for side in shifted)
-    if sum(side.operand.exponent_bits for side in shifted) <= _TABLE_INPUTS:
+    if sum(side.operand.exponent_bits for side in shifted) <= LUT_INPUTS:
         return _exponent_tables(circuit, shifted, reach, step)
     return _exponent_sum(circuit, shifted, reach, step)
 
@@ -235,7 +234,7 @@ def _exponent_sum(circuit: Circuit, sides: Sequence[_Side], reach: int, step: in
             places,
             part=Part.EXPONENT,
             stem="place",
-            hard=len(high_wires) <= _TABLE_INPUTS,
+            hard=len(high_wires) <= LUT_INPUTS,
         )
         coarse = tuple((lines[place], 1) for place in range(places))
     return _Shift(

@@ -18,8 +18,9 @@ from lutwise.errors import ConfigError
 from lutwise.hw.bounds import code_integers, legal_codes
 from lutwise.hw.netlist import Netlist, bits_of, from_bits
 from lutwise.hw.ports import Direction, Port
-from lutwise.hw.requantizer_rtl import write_requantizer
+from lutwise.hw.requantizer_rtl import REQUANTIZER_PARTS, write_requantizer
 from lutwise.hw.verify import Verification, compare
+from lutwise.hw.verilog import library
 from lutwise.quant.formats import Format, IntFormat
 
 __all__ = ["Requantizer", "typical_shift", "verify_requantizer"]
@@ -126,6 +127,10 @@ class Requantizer:
 
     def emit(self, *, module: str = "requantizer") -> str:
         """Write the unit as Verilog, with all modules that it needs."""
+        return "\n".join([library(*REQUANTIZER_PARTS), self.emit_alone(module=module)])
+
+    def emit_alone(self, *, module: str) -> str:
+        """Write the unit for a text that holds ``REQUANTIZER_PARTS`` already."""
         return write_requantizer(
             self.output,
             accumulator_bits=self.accumulator_bits,

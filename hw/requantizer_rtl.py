@@ -1,12 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Verilog of requantizers: Booth multiplier, one rounding adder, saturation."""
 
+from typing import Final
+
 from lutwise.hw.bounds import code_integers, legal_codes
+from lutwise.hw.multiplier import booth_rows
 from lutwise.hw.ports import Direction, Port
-from lutwise.hw.verilog import extend, library, module_text
+from lutwise.hw.verilog import extend, module_text
 from lutwise.quant.formats import FloatFormat, Format, IntFormat
 
-__all__ = ["write_requantizer"]
+__all__ = ["REQUANTIZER_PARTS", "write_requantizer"]
+
+REQUANTIZER_PARTS: Final = ("lw_add", "lw_booth")
+"""Modules of the library that a requantizer needs."""
 
 _ZERO = "1'b0"
 
@@ -20,7 +26,7 @@ def write_requantizer(
     never_negative: bool,
     module: str,
 ) -> str:
-    """Write a requantizer and all modules that it needs.
+    """Write a requantizer, without ``REQUANTIZER_PARTS``.
 
     Args:
         output: Format of the result.
@@ -57,14 +63,14 @@ def write_requantizer(
         Port(name="m", bits=multiplier_bits, direction=Direction.INPUT),
         Port(name="y", bits=output.bits, direction=Direction.OUTPUT),
     )
-    return "\n".join([library("lw_add", "lw_booth"), module_text(module, ports, body)])
+    return module_text(module, ports, body)
 
 
 def _multiply(factor: str, bits: int, multiplier_bits: int, *, factor_signed: bool) -> str:
     """Write the product, with the operand that makes fewer rows as the Booth multiplier."""
     s = int(factor_signed)
-    factor_rows = ((bits + 1) // 2 if s else (bits + 2) // 2) * (multiplier_bits + 3)
-    multiplier_rows = (multiplier_bits + 2) // 2 * (bits + 2 + (1 - s))
+    factor_rows = booth_rows(bits, signed=factor_signed) * (multiplier_bits + 3)
+    multiplier_rows = booth_rows(multiplier_bits, signed=False) * (bits + 2 + (1 - s))
     if multiplier_rows <= factor_rows:
         return (
             f"lw_booth #(.X({bits}), .X_SIGNED({s}), .B({multiplier_bits}), .B_SIGNED(0)) "

@@ -2,7 +2,6 @@
 """Proof of a run's layers in RTL: real images' activations through each layer's own unit."""
 
 import hashlib
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -21,6 +20,7 @@ from lutwise.hw.simulator import simulate_stream, simulator_name
 from lutwise.quant.executor import trace
 from lutwise.quant.network import Conv, Linear, Network
 from lutwise.quant.progress import Tell, silent
+from lutwise.workspace import digest, to_json
 
 __all__ = ["RTL_FOLDER", "LayerProof", "UnitOptions", "prove_layers"]
 
@@ -184,9 +184,9 @@ class _Judge:
         verilog, words = unit.emit(), unit.input_words(self.vectors)
         write_atomic(folder / f"{unit.name}.v", verilog.encode())
         transcript = folder / f"{unit.name}.json"
-        hashes = _sha256(verilog), _sha256("\n".join(f"{word:x}" for word in words))
-        made_of = [*hashes, _sha256_of(self.wanted), self.images, self.simulator, pressure]
-        key = _sha256(json.dumps(made_of))
+        hashes = _sha256(verilog.encode()), _sha256_of_words(words)
+        wanted = _sha256(np.ascontiguousarray(self.wanted).tobytes())
+        key = digest([*hashes, wanted, self.images, self.simulator, pressure])
         kept = _kept(transcript, key)
         if kept is not None:
             return kept
@@ -201,8 +201,7 @@ class _Judge:
             pressure=pressure,
         )
         proof = self._compared(simulation.words, simulation.cycles, *hashes)
-        document = {"key": key, "proof": asdict(proof)}
-        write_atomic(transcript, (json.dumps(document, indent=2) + "\n").encode())
+        write_atomic(transcript, to_json({"key": key, "proof": asdict(proof)}))
         return proof
 
     def _compared(
@@ -236,7 +235,7 @@ class _Judge:
             latency=unit.latency,
             verilog_sha256=verilog_sha256,
             inputs_sha256=inputs_sha256,
-            outputs_sha256=_sha256("\n".join(f"{word:x}" for word in words)),
+            outputs_sha256=_sha256_of_words(words),
             simulator=self.simulator,
         )
 
@@ -255,9 +254,9 @@ def _kept(transcript: Path, key: str) -> LayerProof | None:
         return None  # damaged: it is made again
 
 
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
-def _sha256_of(numbers: npt.NDArray[np.float64]) -> str:
-    return hashlib.sha256(np.ascontiguousarray(numbers).tobytes()).hexdigest()
+def _sha256_of_words(words: Sequence[int]) -> str:
+    return _sha256("\n".join(f"{word:x}" for word in words).encode())

@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line from the outside: results, exit codes, messages."""
 
-import contextlib
 import csv
-import io
 import json
 import os
 import pickle
@@ -13,7 +11,6 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import onnx
@@ -22,30 +19,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from lutwise.cli import main
 from lutwise.files import locked
 from lutwise.quant import zoo
+from tests.app.command import quantize
 from tests.app.processes import seconds_until_gone
 
 RESNET = Path(zoo.__file__).parent / "resnet8.safetensors"
 FEW = ["--calib-images", "32", "--eval-images", "60", "--threads", "1", "--quiet"]
-
-
-def quantize(*args: object) -> subprocess.CompletedProcess[str]:
-    """Run the command in this process, which saves importing torch every time."""
-    arguments = ["quantize", *map(str, args)]
-    out, err = io.StringIO(), io.StringIO()
-    code = 0
-    with (
-        mock.patch.object(sys, "argv", arguments),
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-    ):
-        try:
-            main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
 
 def test_run_writes_what_it_says(tmp_path: Path) -> None:

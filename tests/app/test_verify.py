@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """``quantize verify RUN --rtl``: proofs, what it says of wrong units, and going on."""
 
-import contextlib
-import io
 import json
 import os
 import re
@@ -20,7 +18,6 @@ import torch
 from torch import nn
 
 from lutwise import rtl_proof
-from lutwise.cli import main
 from lutwise.errors import ToolError
 from lutwise.export.runnable import NETWORK_FILE
 from lutwise.files import locked
@@ -29,6 +26,7 @@ from lutwise.hw.layer_unit import LayerUnit
 from lutwise.hw.layers import layer_unit
 from lutwise.quant.executor import trace
 from lutwise.quant.network_file import load_network, save_network
+from tests.app.command import quantize
 from tests.app.processes import seconds_until_gone
 from tests.hw.units import needs_simulator
 from tests.quant.nets import network_of
@@ -50,23 +48,6 @@ class Small(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = torch.relu(self.a.b(torch.relu(self.a_b(x))))  # type: ignore[operator]
         return self.head(x.mean((2, 3)))  # type: ignore[no-any-return]
-
-
-def quantize(*args: object) -> subprocess.CompletedProcess[str]:
-    """Run the command in this process."""
-    arguments = ["quantize", *map(str, args)]
-    out, err = io.StringIO(), io.StringIO()
-    code = 0
-    with (
-        mock.patch.object(sys, "argv", arguments),
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-    ):
-        try:
-            main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture(scope="module")
