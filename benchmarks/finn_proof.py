@@ -31,7 +31,8 @@ if not __package__:  # run as a script: the benchmarks are a package of the chec
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.common import circumstances, quantized, write_record
-from lutwise.cost_models.estimate import Folding, estimate
+from lutwise.cost_models.estimate import estimate
+from lutwise.cost_models.folding import Folding
 from lutwise.cost_models.from_network import layer_shapes
 from lutwise.errors import ToolError
 from lutwise.export.finn import to_finn
@@ -137,7 +138,7 @@ def prove(case: Case, finn: Path, folder: Path) -> dict[str, Any]:
     cost = estimate(layer_shapes(network), Folding(pe=1, simd=1))
     row["lutwise"] = {
         "folding": "PE 1, SIMD 1",
-        "mac_luts": round(cost.folded.mac_luts),
+        "mac_luts": round(cost.folded.dot_product_luts),
         "requantizer_luts": round(cost.folded.requantizer_luts),
         "max_cycles": max(layer.folded.cycles for layer in cost.layers),
     }

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Price of a network: what its layers cost folded onto few units, and fully unrolled.
 
-Priced are the dot-product units and the requantizers, in LUTs. Weight and activation memories,
-stream buffers, control and routing are not; weights count as stored bits.
+Folded, a layer is one layer unit, or several for groups side by side. What moves data between the
+units is not priced: windows of convolutions, pooling, sums of branches, stream buffers.
 """
 
 from collections.abc import Sequence
@@ -10,6 +10,15 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Any, Final
 
+from lutwise.cost_models.folding import (
+    FoldedLayer,
+    Folding,
+    balanced_folding,
+    divisor_foldings,
+    layer_choices,
+)
+from lutwise.cost_models.layer_cost import LayerSize, Memory, layer_price
+from lutwise.cost_models.layer_shape import LayerShape
 from lutwise.cost_models.library import (
     LutPrice,
     PriceSource,
@@ -18,16 +27,14 @@ from lutwise.cost_models.library import (
 )
 from lutwise.cost_models.published import finn_mvau_luts
 from lutwise.errors import ConfigError
-from lutwise.quant.formats import Format
 
 __all__ = [
     "ACCUMULATOR_RULE",
-    "Folding",
     "LayerCost",
-    "LayerShape",
     "NetworkCost",
     "Target",
     "estimate",
+    "fold_to_budget",
 ]
 
 ACCUMULATOR_RULE: Final = (
@@ -39,104 +46,58 @@ _UNROLLED_LANES: Final = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Folding:
-    """How much of a layer works in one cycle; clipped to each layer's sizes.
-
-    Args:
-        pe: Outputs computed side by side.
-        simd: Products per output and cycle.
-
-    Raises:
-        ConfigError: A number is not positive.
-    """
-
-    pe: int = 4
-    simd: int = 8
-
-    def __post_init__(self) -> None:
-        if self.pe < 1 or self.simd < 1:
-            raise ConfigError(f"pe and simd are at least 1, got pe={self.pe}, simd={self.simd}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LayerShape:
-    """What the cost of a layer depends on.
-
-    Args:
-        name: Name in the network.
-        kind: Label for reports, such as ``conv`` or ``linear``.
-        macs: Multiply-accumulates for one input of the network; equal to
-            ``dot_length * outputs * output_pixels``.
-        weight_count: Stored weights; 0 where both operands are activations.
-        dot_length: Products per output element.
-        outputs: Output channels.
-        output_pixels: Output positions (tokens, pixels) per channel.
-        weights: Format of the weights (or of the second operand).
-        activations: Format of the inputs.
-        accumulator_bits: Width of the accumulator.
-        output: Format of the outputs; ``None`` where the accumulator itself goes out.
-
-    Raises:
-        ConfigError: A size is out of range, or the sizes contradict each other.
-    """
-
-    name: str
-    kind: str
-    macs: int
-    weight_count: int
-    dot_length: int
-    outputs: int
-    output_pixels: int
-    weights: Format
-    activations: Format
-    accumulator_bits: int
-    output: Format | None = None
-
-    def __post_init__(self) -> None:
-        sizes = (self.macs, self.dot_length, self.outputs, self.output_pixels)
-        if min(*sizes, self.accumulator_bits) < 1 or self.weight_count < 0:
-            raise ConfigError(f"layer {self.name!r}: sizes are positive, got {self}")
-        if self.macs != self.dot_length * self.outputs * self.output_pixels:
-            raise ConfigError(
-                f"layer {self.name!r}: macs = dot_length * outputs * output_pixels is wanted, "
-                f"got {self.macs} and {self.dot_length} * {self.outputs} * {self.output_pixels}"
-            )
-
-    @property
-    def output_elements(self) -> int:
-        """Output elements for one input of the network."""
-        return self.outputs * self.output_pixels
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """LUTs of one way to build a layer.
+    """What one way to build a layer, or all of them, takes.
 
     Args:
-        mac_luts: Dot-product units.
-        requantizer_luts: Requantizers.
+        dot_product_luts: Dot-product units.
+        requantizer_luts: From sums to results, with biases and their ROMs.
+        weight_luts: Weights in LUTs.
+        buffer_luts: Memory of an input vector, and choosing between it and the stream.
+        control_luts: Counters and handshakes.
+        lut_rams: Of ``buffer_luts``, the LUTs that are memory.
+        block_rams: RAMB18 of weights.
+        dsps: DSP48E2 that could do the products instead of LUTs; 0 where they cannot.
         cycles: Cycles for one input of the network.
-        uncertainty_luts: Expected deviation of both from synthesis of the units.
+        uncertainty_luts: Expected deviation of all LUTs from synthesis of the units.
     """
 
-    mac_luts: float
+    dot_product_luts: float
     requantizer_luts: float
+    weight_luts: float = 0.0
+    buffer_luts: float = 0.0
+    control_luts: float = 0.0
+    lut_rams: int = 0
+    block_rams: int = 0
+    dsps: int = 0
     cycles: int
     uncertainty_luts: float
 
     @property
     def luts(self) -> float:
-        """Both together."""
-        return self.mac_luts + self.requantizer_luts
+        """All parts together."""
+        return (
+            self.dot_product_luts
+            + self.requantizer_luts
+            + self.weight_luts
+            + self.buffer_luts
+            + self.control_luts
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         return {
-            "mac_luts": round(self.mac_luts, 1),
-            "requantizer_luts": round(self.requantizer_luts, 1),
             "luts": round(self.luts, 1),
             "luts_low": round(self.luts - self.uncertainty_luts, 1),
             "luts_high": round(self.luts + self.uncertainty_luts, 1),
+            "dot_product_luts": round(self.dot_product_luts, 1),
+            "requantizer_luts": round(self.requantizer_luts, 1),
+            "weight_luts": round(self.weight_luts, 1),
+            "buffer_luts": round(self.buffer_luts, 1),
+            "control_luts": round(self.control_luts, 1),
+            "lut_rams": self.lut_rams,
+            "block_rams": self.block_rams,
+            "dsps_instead_of_products": self.dsps,
             "cycles": self.cycles,
         }
 
@@ -147,8 +108,8 @@ class LayerCost:
 
     Args:
         shape: The layer.
-        pe: Outputs side by side in the folded design.
-        simd: Products per output and cycle in the folded design.
+        folding: Of the folded design, clipped to the layer.
+        memory: Where the weights of the folded design lie.
         lut_per_mac: Price of a multiply-accumulate in the folded design.
         folded: The folded design.
         unrolled: Every multiply-accumulate in a lane of its own.
@@ -156,8 +117,8 @@ class LayerCost:
     """
 
     shape: LayerShape
-    pe: int
-    simd: int
+    folding: Folding
+    memory: Memory
     lut_per_mac: LutPrice
     folded: Target
     unrolled: Target
@@ -192,6 +153,7 @@ class LayerCost:
             "accumulator_bits": shape.accumulator_bits,
             "dot_length": shape.dot_length,
             "outputs": shape.outputs,
+            "groups": shape.groups,
             "macs": shape.macs,
             "weight_bits": self.weight_bits,
             "activation_bits": self.activation_bits,
@@ -199,8 +161,9 @@ class LayerCost:
             "lut_per_mac": round(self.lut_per_mac.value, 3),
             "lut_per_mac_source": self.lut_per_mac.source.value,
             "lut_per_mac_relative_error": self.lut_per_mac.relative_error,
-            "pe": self.pe,
-            "simd": self.simd,
+            "pe": self.folding.pe,
+            "simd": self.folding.simd,
+            "weights_in": self.memory.value,
             "folded": self.folded.to_json(),
             "unrolled": self.unrolled.to_json(),
             "finn_mvau_luts": round(self.finn_luts, 1),
@@ -213,11 +176,11 @@ class NetworkCost:
 
     Args:
         layers: Prices of the layers, in order.
-        folding: The folding that was asked for.
+        clock_mhz: Clock that throughput is stated for.
     """
 
     layers: tuple[LayerCost, ...]
-    folding: Folding
+    clock_mhz: float
 
     @property
     def macs(self) -> int:
@@ -250,6 +213,17 @@ class NetworkCost:
         return _total([layer.unrolled for layer in self.layers])
 
     @property
+    def bottleneck(self) -> LayerCost | None:
+        """The slowest layer of the folded design, the first of several; None without layers."""
+        return max(self.layers, key=lambda layer: layer.folded.cycles, default=None)
+
+    @property
+    def inputs_per_second(self) -> float:
+        """Inputs that the folded design takes per second at its clock."""
+        cycles = self.folded.cycles
+        return self.clock_mhz * 1e6 / cycles if cycles else 0.0
+
+    @property
     def finn_luts(self) -> float:
         """The folded network by FINN's formula."""
         return sum(layer.finn_luts for layer in self.layers)
@@ -263,22 +237,26 @@ class NetworkCost:
     def to_json(self) -> dict[str, Any]:
         """Return plain values for JSON, with the assumptions in words."""
         from_table = sum(layer.lut_per_mac.source is PriceSource.TABLE for layer in self.layers)
+        slowest = self.bottleneck
         return {
             "assumptions": {
                 "accumulators": ACCUMULATOR_RULE,
                 "luts": (
-                    "estimated LUT6 sites of UltraScale+ from Yosys netlists; dot products and "
-                    "requantizers only; not compared with a vendor's tools"
+                    "estimated LUT6 sites of UltraScale+ from Yosys netlists; not compared with a "
+                    "vendor's tools"
                 ),
-                "error_bar": (
-                    "errors of formula prices, added up as if all had the same sign; prices "
-                    "from the table count as exact"
+                "folded": (
+                    "layer units: dot products, requantizers, weights, input memory, control; "
+                    "windows of convolutions, pooling, sums of branches, stream buffers and "
+                    "routing are not priced"
                 ),
+                "unrolled": "dot products and requantizers",
+                "error_bar": "errors of all layers, added up as if all had the same sign",
                 "activation_bits": "outputs of every layer for one input of the network",
                 "folded_cycles": "of the slowest layer: all layers work at the same time",
+                "clock": "taken as given, not estimated",
                 "finn": "FINN's formula for the folded layers, thresholds and memories left out",
             },
-            "folding": {"pe": self.folding.pe, "simd": self.folding.simd},
             "total": {
                 "macs": self.macs,
                 "weight_bits": self.weight_bits,
@@ -287,6 +265,9 @@ class NetworkCost:
                 "lut_per_mac": round(self.lut_per_mac, 3),
                 "layers_priced_from_table": from_table,
                 "folded": self.folded.to_json(),
+                "clock_mhz": self.clock_mhz,
+                "inputs_per_second": round(self.inputs_per_second, 1),
+                "bottleneck": slowest.shape.name if slowest else None,
                 "unrolled": self.unrolled.to_json(),
                 "finn_mvau_luts": round(self.finn_luts, 1),
             },
@@ -294,66 +275,129 @@ class NetworkCost:
         }
 
 
-def estimate(layers: Sequence[LayerShape], folding: Folding | None = None) -> NetworkCost:
+def estimate(
+    layers: Sequence[LayerShape],
+    folding: Folding | Sequence[Folding] | None = None,
+    *,
+    memory: Memory = Memory.AUTO,
+    clock_mhz: float = 200.0,
+) -> NetworkCost:
     """Price a network.
 
     Args:
         layers: Its layers.
-        folding: How far to fold; four outputs times eight products by default.
+        folding: How far to fold, one for all layers or one for each; four outputs times eight
+            products by default.
+        memory: Where weights lie.
+        clock_mhz: Clock that throughput is stated for.
 
     Raises:
-        ConfigError: The library has no requantizer to a layer's output format.
+        ConfigError: The library has no requantizer to a layer's output format, the foldings are
+            not as many as the layers, or the clock is not positive.
     """
+    if not clock_mhz > 0:
+        raise ConfigError(f"a clock in MHz is wanted, got {clock_mhz}")
     chosen = folding or Folding()
-    return NetworkCost(layers=tuple(_layer_cost(layer, chosen) for layer in layers), folding=chosen)
+    each = [chosen] * len(layers) if isinstance(chosen, Folding) else chosen
+    if len(each) != len(layers):
+        raise ConfigError(f"wanted a folding for each of {len(layers)} layers, got {len(each)}")
+    costs = (_layer_cost(layer, one, memory) for layer, one in zip(layers, each, strict=True))
+    return NetworkCost(layers=tuple(costs), clock_mhz=clock_mhz)
 
 
-def _layer_cost(layer: LayerShape, folding: Folding) -> LayerCost:
-    pe, simd = min(folding.pe, layer.outputs), min(folding.simd, layer.dot_length)
-    price = _price(layer, simd)
-    requantizer = (
-        requantizer_luts(layer.accumulator_bits, layer.output)
-        if layer.output is not None
-        else LutPrice(value=0.0, source=PriceSource.TABLE, relative_error=0.0)
-    )
-    folded = Target(
-        mac_luts=pe * simd * price.value,
-        requantizer_luts=pe * requantizer.value,
-        cycles=ceil(layer.dot_length / simd) * ceil(layer.outputs / pe) * layer.output_pixels,
-        uncertainty_luts=pe * (simd * _spread(price) + _spread(requantizer)),
-    )
-    return LayerCost(
-        shape=layer,
+def fold_to_budget(
+    layers: Sequence[LayerShape], budget_luts: float, *, memory: Memory = Memory.AUTO
+) -> tuple[Folding, ...]:
+    """Find the foldings with the fewest cycles of the slowest layer within a budget.
+
+    Args:
+        layers: Of the network.
+        budget_luts: LUTs of all layer units together, at most.
+        memory: Where weights lie.
+
+    Returns:
+        One for each layer; none is faster than the pace needs.
+
+    Raises:
+        ConfigError: The budget is too small, or the library has no requantizer to a format.
+    """
+    choices = []
+    for layer in layers:
+        designs = ((way, _folded(layer, way, memory)[2]) for way in divisor_foldings(layer))
+        ways = (FoldedLayer(cycles=t.cycles, luts=t.luts, folding=way) for way, t in designs)
+        choices.append(layer_choices(layer.name, ways))
+    return tuple(choice.folding for choice in balanced_folding(choices, budget_luts))
+
+
+def _folded(layer: LayerShape, folding: Folding, memory: Memory) -> tuple[Folding, Memory, Target]:
+    """Price a layer's units: one of ``pe`` outputs, or one for each of the groups side by side."""
+    of_group = layer.outputs // layer.groups
+    pe, simd = min(folding.pe, of_group), min(folding.simd, layer.dot_length)
+    units = max(1, min(layer.groups, folding.pe // of_group))
+    size = LayerSize(
+        weights=layer.weights,
+        activations=layer.activations,
+        output=layer.output,
+        accumulator_bits=layer.accumulator_bits,
+        groups=ceil(layer.groups / units),
+        outputs=of_group,
+        products=layer.dot_length,
         pe=pe,
         simd=simd,
-        lut_per_mac=price,
+    )
+    price = layer_price(size, memory)
+    target = Target(
+        dot_product_luts=units * price.dot_products,
+        requantizer_luts=units * price.outputs,
+        weight_luts=units * price.weights,
+        buffer_luts=units * price.buffer,
+        control_luts=units * price.control,
+        lut_rams=units * price.lut_rams,
+        block_rams=units * price.block_rams,
+        dsps=units * price.dsps,
+        cycles=size.beats * size.folds * size.groups * layer.output_pixels,
+        uncertainty_luts=units * price.luts * price.relative_error,
+    )
+    return Folding(pe=pe * units, simd=simd), price.memory, target
+
+
+def _layer_cost(layer: LayerShape, wanted: Folding, memory: Memory) -> LayerCost:
+    folding, place, folded = _folded(layer, wanted, memory)
+    return LayerCost(
+        shape=layer,
+        folding=folding,
+        memory=place,
+        lut_per_mac=_price(layer, folding.simd),
         folded=folded,
-        unrolled=_unrolled(layer, requantizer),
+        unrolled=_unrolled(layer),
         finn_luts=finn_mvau_luts(
             weight_bits=layer.weights.bits,
             activation_bits=layer.activations.bits,
-            pe=pe,
-            simd=simd,
+            pe=folding.pe,
+            simd=folding.simd,
             accumulator_bits=layer.accumulator_bits,
         ),
     )
 
 
-def _unrolled(layer: LayerShape, requantizer: LutPrice) -> Target:
+def _unrolled(layer: LayerShape) -> Target:
     """Price one dot product per output element: units of 32 lanes in a row, and a tail.
 
     The accumulator's adder of a unit takes in the sum of the unit before it.
     """
     full, tail = divmod(layer.dot_length, _UNROLLED_LANES)
-    mac_luts = spread = 0.0
+    luts = spread = 0.0
     for count, lanes in ((full, _UNROLLED_LANES), (1, tail)):
         if count and lanes:
             price = _price(layer, lanes)
-            mac_luts += count * lanes * price.value
+            luts += count * lanes * price.value
             spread += count * lanes * _spread(price)
+    requantizer = LutPrice(value=0.0, source=PriceSource.TABLE, relative_error=0.0)
+    if layer.output is not None:
+        requantizer = requantizer_luts(layer.accumulator_bits, layer.output)
     elements = layer.output_elements
     return Target(
-        mac_luts=elements * mac_luts,
+        dot_product_luts=elements * luts,
         requantizer_luts=elements * requantizer.value,
         cycles=1,
         uncertainty_luts=elements * (spread + _spread(requantizer)),
@@ -372,8 +416,14 @@ def _spread(price: LutPrice) -> float:
 
 def _total(targets: Sequence[Target]) -> Target:
     return Target(
-        mac_luts=sum(target.mac_luts for target in targets),
+        dot_product_luts=sum(target.dot_product_luts for target in targets),
         requantizer_luts=sum(target.requantizer_luts for target in targets),
+        weight_luts=sum(target.weight_luts for target in targets),
+        buffer_luts=sum(target.buffer_luts for target in targets),
+        control_luts=sum(target.control_luts for target in targets),
+        lut_rams=sum(target.lut_rams for target in targets),
+        block_rams=sum(target.block_rams for target in targets),
+        dsps=sum(target.dsps for target in targets),
         cycles=max((target.cycles for target in targets), default=0),
         uncertainty_luts=sum(target.uncertainty_luts for target in targets),
     )

@@ -8,13 +8,43 @@ budget.
 """
 
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from typing import Any
 
+from lutwise.cost_models.layer_shape import LayerShape
 from lutwise.errors import ConfigError
 
-__all__ = ["FoldedLayer", "LayerChoices", "balanced_folding", "layer_choices"]
+__all__ = [
+    "FoldedLayer",
+    "Folding",
+    "LayerChoices",
+    "balanced_folding",
+    "divisor_foldings",
+    "folding_from_json",
+    "folding_json",
+    "layer_choices",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class Folding:
+    """How much of a layer works in one cycle; clipped to each layer's sizes.
+
+    Args:
+        pe: Outputs computed side by side.
+        simd: Products per output and cycle.
+
+    Raises:
+        ConfigError: A number is not positive.
+    """
+
+    pe: int = 4
+    simd: int = 8
+
+    def __post_init__(self) -> None:
+        if self.pe < 1 or self.simd < 1:
+            raise ConfigError(f"pe and simd are at least 1, got pe={self.pe}, simd={self.simd}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -24,14 +54,12 @@ class FoldedLayer:
     Args:
         cycles: For one input of the network.
         luts: Its price.
-        pe: Outputs side by side.
-        simd: Products per output and cycle.
+        folding: The way.
     """
 
     cycles: int
     luts: float
-    pe: int
-    simd: int
+    folding: Folding
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,45 +80,40 @@ class LayerChoices:
         return self.choices[place - 1] if place else None
 
 
-@cache
 def _divisors(number: int, most: int) -> tuple[int, ...]:
     """Return the divisors of a number up to a limit, ascending."""
     return tuple(d for d in range(1, min(number, most) + 1) if number % d == 0)
 
 
-def layer_choices(
-    name: str,
-    outputs: int,
-    products: int,
-    vectors: int,
-    price: Callable[[int, int], float],
-    *,
-    most_simd: int = 64,
-    most_pe: int = 64,
-) -> LayerChoices:
-    """List the foldings of a layer.
+def divisor_foldings(
+    layer: LayerShape, *, most_pe: int = 64, most_simd: int = 64
+) -> Iterator[Folding]:
+    """Yield the foldings of a layer that leave no lane idle.
+
+    Outputs of a group are side by side first, then whole groups.
+
+    Args:
+        layer: The layer.
+        most_pe: Outputs side by side, at most.
+        most_simd: Products per output and cycle, at most.
+    """
+    of_group = layer.outputs // layer.groups
+    wide = [of_group * groups for groups in _divisors(layer.groups, max(1, most_pe // of_group))]
+    outputs = sorted({*_divisors(of_group, most_pe), *(pe for pe in wide if pe <= most_pe)})
+    for pe in outputs:
+        for simd in _divisors(layer.dot_length, most_simd):
+            yield Folding(pe=pe, simd=simd)
+
+
+def layer_choices(name: str, ways: Iterable[FoldedLayer]) -> LayerChoices:
+    """Keep the foldings of a layer that are worth having.
 
     Args:
         name: Of the layer.
-        outputs: That can be folded.
-        products: Per output.
-        vectors: That go through the unit for one input of the network.
-        price: LUTs for ``pe`` and ``simd``.
-        most_simd: Limit of ``simd``.
-        most_pe: Limit of ``pe``.
+        ways: Foldings with their prices.
     """
-    every = sorted(
-        FoldedLayer(
-            cycles=vectors * (outputs // pe) * (products // simd),
-            luts=price(pe, simd),
-            pe=pe,
-            simd=simd,
-        )
-        for pe in _divisors(outputs, most_pe)
-        for simd in _divisors(products, most_simd)
-    )
     kept: list[FoldedLayer] = []
-    for choice in reversed(every):
+    for choice in sorted(ways, reverse=True):
         # From many cycles to few: one that is neither faster nor cheaper than the last is not.
         while kept and choice.luts <= kept[-1].luts:
             kept.pop()
@@ -125,3 +148,38 @@ def balanced_folding(layers: Sequence[LayerChoices], budget_luts: float) -> list
             f"layers take {least:.0f}"
         )
     return best
+
+
+def folding_json(layers: Mapping[str, Folding]) -> dict[str, dict[str, int]]:
+    """Return foldings by layer as plain values, with FINN's names of the two numbers."""
+    return {name: {"PE": one.pe, "SIMD": one.simd} for name, one in layers.items()}
+
+
+def folding_from_json(data: Any, layers: Sequence[LayerShape]) -> tuple[Folding, ...]:
+    """Return the folding of each layer, in the layers' order.
+
+    Args:
+        data: As ``folding_json`` returns it; ``Defaults`` stands for layers that are not named.
+        layers: Of the network.
+
+    Raises:
+        ConfigError: A layer has no folding, an entry is none, or names no layer.
+    """
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"a folding maps layers to PE and SIMD, got {type(data).__name__}")
+    names = [layer.name for layer in layers]
+    if unknown := sorted(set(data) - {*names, "Defaults"}):
+        raise ConfigError(
+            f"the folding names layers that the network lacks: {', '.join(map(str, unknown))}; it "
+            f"has {', '.join(names)}"
+        )
+    return tuple(_one_folding(name, data.get(name, data.get("Defaults"))) for name in names)
+
+
+def _one_folding(name: str, entry: Any) -> Folding:
+    numbers = [entry.get(key) for key in ("PE", "SIMD")] if isinstance(entry, Mapping) else []
+    if not numbers or any(type(number) is not int or number < 1 for number in numbers):
+        raise ConfigError(
+            f'layer {name!r}: wanted a folding such as {{"PE": 4, "SIMD": 8}}, got {entry!r}'
+        )
+    return Folding(pe=numbers[0], simd=numbers[1])

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from math import prod
 from typing import Any
 
-from lutwise.cost_models.estimate import LayerShape
+from lutwise.cost_models.layer_shape import LayerShape
 from lutwise.quant.formats import parse_element
 from lutwise.quant.network import Conv, Network
 
@@ -36,6 +36,7 @@ def layer_shapes(network: Network) -> tuple[LayerShape, ...]:
                 activations=source.format,
                 accumulator_bits=layer.accumulator.bits,
                 output=target.format,
+                groups=layer.groups if isinstance(layer, Conv) else 1,
             )
         )
     return tuple(shapes)
@@ -61,6 +62,7 @@ def shapes_from_json(data: Mapping[str, Any]) -> tuple[LayerShape, ...]:
             activations=parse_element(entry["activations"]),
             accumulator_bits=entry["accumulator_bits"],
             output=parse_element(entry["output"]) if entry["output"] else None,
+            groups=entry["groups"],
         )
         for entry in data["layers"]
     )

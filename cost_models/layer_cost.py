@@ -23,6 +23,7 @@ __all__ = [
     "CHOICE_SITES_PER_BIT",
     "CONTROL_SITES_PER_BIT",
     "LAYER_ERROR",
+    "LUTS_PER_BLOCK_RAM",
     "TABLE_ROM",
     "WEIGHT_ROM",
     "LayerPrice",
@@ -48,6 +49,9 @@ LAYER_ERROR: Final = 0.11
 """Relative error of a layer unit's price: the 90th percentile on units that nothing was fitted
 on."""
 
+LUTS_PER_BLOCK_RAM: Final = 150
+"""LUTs that are as scarce as one RAMB18: a ZU9EG has 274 080 of the ones and 1824 of the others."""
+
 _BLOCK_RAM_WORDS: Final = 512
 _BLOCK_RAM_WIDTH: Final = 36
 _DSP_BITS: Final = 4
@@ -57,7 +61,13 @@ class Memory(Enum):
     """Where weights lie."""
 
     LUT = "lut"
+    """ROMs of LUTs."""
+
     BLOCK = "block"
+    """RAMB18."""
+
+    AUTO = "auto"
+    """RAMB18 where they save more than ``LUTS_PER_BLOCK_RAM`` LUTs each, else LUTs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,8 +172,10 @@ class LayerPrice:
         dot_products: Of all outputs side by side.
         outputs: From sums to results, with their ROMs.
         weights: Of weights in LUTs.
-        buffer: Of the memory that keeps a vector.
+        buffer: Of the memory that keeps a vector, and of the choice between it and the stream.
         control: Counters and handshakes.
+        lut_rams: Of ``buffer``, the LUTs that are memory.
+        memory: Where the weights lie.
         block_rams: RAMB18 of weights in block RAM.
         dsps: DSP48E2 that could do the products of a cycle instead of LUTs, four of up to 4 bits
             or two of up to 8 bits each; 0 where they cannot.
@@ -176,6 +188,8 @@ class LayerPrice:
     weights: float
     buffer: float
     control: float
+    lut_rams: int
+    memory: Memory
     block_rams: int
     dsps: int
     source: PriceSource
@@ -198,14 +212,21 @@ def layer_price(size: LayerSize, memory: Memory = Memory.LUT) -> LayerPrice:
     )
     served = size.groups * size.folds
     counters = sum(map(_counter_bits, (size.beats, size.folds, size.weight_words, served)))
-    in_luts = memory is Memory.LUT
+    in_luts = WEIGHT_ROM * _rom_sites(size.weight_words, size.weight_width)
+    block_rams = _block_rams(size.weight_words, size.weight_width)
+    if memory is Memory.AUTO:
+        saves = in_luts > LUTS_PER_BLOCK_RAM * block_rams
+        memory = Memory.BLOCK if saves else Memory.LUT
+    lut_rams = _lut_ram_sites(size) if size.folds > 1 else 0
     return LayerPrice(
         dot_products=size.pe * size.simd * dots.value,
         outputs=size.pe * _output_sites(size, served),
-        weights=WEIGHT_ROM * _rom_sites(size.weight_words, size.weight_width) if in_luts else 0.0,
-        buffer=_buffer_sites(size) if size.folds > 1 else 0.0,
+        weights=in_luts if memory is Memory.LUT else 0.0,
+        buffer=lut_rams + _choice_sites(size) if size.folds > 1 else 0.0,
         control=CONTROL_SITES_PER_BIT * counters,
-        block_rams=0 if in_luts else _block_rams(size.weight_words, size.weight_width),
+        lut_rams=lut_rams,
+        memory=memory,
+        block_rams=block_rams if memory is Memory.BLOCK else 0,
         dsps=_dsps(size),
         source=dots.source,
         relative_error=_error(dots),
@@ -250,14 +271,19 @@ def _output_sites(size: LayerSize, served: int) -> float:
     return requantizer + bits + TABLE_ROM * roms
 
 
-def _buffer_sites(size: LayerSize) -> float:
-    """Count the LUT memory of a vector, and the choice between it and the stream."""
+def _lut_ram_sites(size: LayerSize) -> int:
+    """Count the LUT memory of a vector: 32 words of 14 bits or 64 of 7 take eight LUTs."""
     width = size.simd * size.activations.bits
-    choose = CHOICE_SITES_PER_BIT * width
     if size.beats <= 32:
-        return 8 * ceil(width / 14) + choose
-    banks = ceil(size.beats / 64)
-    return 8 * ceil(width / 7) * banks + width * ceil((banks - 1) / 3) + choose
+        return 8 * ceil(width / 14)
+    return 8 * ceil(width / 7) * ceil(size.beats / 64)
+
+
+def _choice_sites(size: LayerSize) -> float:
+    """Count what chooses between the banks of that memory, and between it and the stream."""
+    width = size.simd * size.activations.bits
+    banks = 1 if size.beats <= 32 else ceil(size.beats / 64)
+    return width * ceil((banks - 1) / 3) + CHOICE_SITES_PER_BIT * width
 
 
 def _block_rams(words: int, width: int) -> int:

@@ -45,7 +45,7 @@ _SHARE: Final = STYLES[Family.MIXED].colour
 
 
 def plot_layers(rows: Sequence[LayerRow], path: Path) -> Path:
-    """Draw LUTs (dot products and requantizers), share of the error, and noise of each layer.
+    """Draw LUTs by part, share of the error, and noise of each layer.
 
     What no layer has a number for is left out.
 
@@ -121,7 +121,13 @@ def _draw_luts(axes: Axes, rows: Sequence[LayerRow]) -> None:
         at, requantizers, left=dots, height=0.62, color=PAPER, edgecolor=_REQUANTIZERS, lw=0.8,
         hatch="//////", label="requantizers", zorder=2,
     )  # fmt: skip
-    axes.set_xlim(0, 1.04 * max(d + r for d, r in zip(dots, requantizers, strict=True)) or 1.0)
+    starts = [d + r for d, r in zip(dots, requantizers, strict=True)]
+    rest = [(row.memory_luts or 0.0) + (row.control_luts or 0.0) for row in rows]
+    axes.barh(
+        at, rest, left=starts, height=0.62, color=MUTED, alpha=0.45, label="memory, control",
+        zorder=2,
+    )  # fmt: skip
+    axes.set_xlim(0, 1.04 * max(s + r for s, r in zip(starts, rest, strict=True)) or 1.0)
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     axes.xaxis.set_major_formatter(FuncFormatter(short_count))
     axes.set_xlabel("LUTs, folded")

@@ -30,8 +30,13 @@ class LayerRow(Record):
         accumulator_bits: Width of the accumulator.
         luts_per_mac: LUTs per multiply-accumulate, folded.
         price: Where the price comes from.
+        pe: Outputs side by side, folded.
+        simd: Products per output and cycle, folded.
         dot_product_luts: LUTs of the dot products, folded.
-        requantizer_luts: LUTs of the requantizers, folded.
+        requantizer_luts: LUTs of the requantizers with biases and their ROMs, folded.
+        memory_luts: LUTs of weights and of the input's memory, folded.
+        control_luts: LUTs of counters and handshakes, folded.
+        block_rams: RAMB18 of weights, folded.
         cycles: Cycles for one image, folded.
         quantizer: Which quantizer an override of the layer's activations changes: ``input``,
             ``output`` or ``none``.
@@ -67,8 +72,13 @@ class LayerRow(Record):
     accumulator_bits: int | None = None
     luts_per_mac: float | None = None
     price: str | None = None
+    pe: int | None = None
+    simd: int | None = None
     dot_product_luts: float | None = None
     requantizer_luts: float | None = None
+    memory_luts: float | None = None
+    control_luts: float | None = None
+    block_rams: int | None = None
     cycles: int | None = None
     quantizer: str | None = None
     weight_sqnr_db: float | None = None
@@ -93,8 +103,9 @@ class LayerRow(Record):
     def __post_init__(self) -> None:
         owner = f"layer {self.layer!r}"
         for name in (
-            "luts_per_mac", "dot_product_luts", "requantizer_luts", "macs", "cycles",
-            "error_without", "error_alone", "alone_share",
+            "luts_per_mac", "dot_product_luts", "requantizer_luts", "memory_luts",
+            "control_luts", "block_rams", "macs", "cycles", "error_without", "error_alone",
+            "alone_share",
         ):  # fmt: skip
             check_range(owner, name, getattr(self, name))
         for name in (

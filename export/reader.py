@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
+from math import prod
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from lutwise.cost_models.estimate import LayerShape
+from lutwise.cost_models.layer_shape import LayerShape
 from lutwise.errors import LutwiseError, ModelError, UnsupportedLayerError
 from lutwise.export.graph import constants_of
 from lutwise.export.grids import Grid, attributes_of, grid_of, widened
@@ -188,7 +189,7 @@ class _Graph:
         if place is None:
             return None
         name = self._name(node)
-        weights, values = self._weights(node, place, name)
+        weights, values, groups = self._weights(node, place, name)
         source = self._input_grid(node.input[1 - place], f"{node.op_type} {name!r}")
         if (source.scale != source.scale.reshape(-1)[0]).any():
             raise UnsupportedLayerError(
@@ -215,6 +216,7 @@ class _Graph:
             activations=source.format,
             accumulator_bits=accumulator.bits,
             output=target,
+            groups=groups,
         )
 
     def _name(self, node: onnx.NodeProto) -> str:
@@ -225,8 +227,8 @@ class _Graph:
 
     def _weights(
         self, node: onnx.NodeProto, place: int, name: str
-    ) -> tuple[Grid, npt.NDArray[np.float64]]:
-        """Return the grid of a layer's weights, and their values, shape (out, products)."""
+    ) -> tuple[Grid, npt.NDArray[np.float64], int]:
+        """Return the grid of a layer's weights, their values (out, products), and its groups."""
         where = f"{node.op_type} {name!r}"
         grid: Grid | None = None
         moves: list[tuple[onnx.NodeProto, Grid | None]] = []
@@ -261,7 +263,8 @@ class _Graph:
                 f"{where}: its weights have several scales within one output; units with one for "
                 "each output are priced"
             )
-        return Grid(format=grid.format, scale=scale[:, 0]), values
+        groups = _groups(node, arrays[0].shape)
+        return Grid(format=grid.format, scale=scale[:, 0]), values, groups
 
     def _moved(self, move: onnx.NodeProto, array: Array, where: str) -> Array:
         if move.op_type == "Transpose":
@@ -404,6 +407,13 @@ def _rows(
     if place == 0:  # weights times columns: a convolution as slices
         return array.reshape(-1, array.shape[-1])
     return np.moveaxis(array, -2, -1).reshape(-1, array.shape[-2])
+
+
+def _groups(node: onnx.NodeProto, shape: tuple[int, ...]) -> int:
+    """Return the groups of a layer whose weights have that shape; a product of stacks has some."""
+    if node.op_type == "Conv":
+        return int(attributes_of(node).get("group", 1))
+    return prod(shape[:-2])
 
 
 def _notes(model: onnx.ModelProto) -> Mapping[str, Any]:

@@ -65,9 +65,17 @@ def _cards(run: RunSummary) -> Markup:
         cards.append(("same class as float", percent(run.agreement), "of the images"))
     luts = [row.dot_product_luts for row in run.layers if row.dot_product_luts is not None]
     if luts:
-        rest = sum(row.requantizer_luts or 0.0 for row in run.layers)
+        parts = [
+            sum(getattr(row, name) or 0.0 for row in run.layers)
+            for name in ("requantizer_luts", "memory_luts", "control_luts")
+        ]
         cards.append(
-            ("LUTs, folded", count(sum(luts) + rest), f"of these requantizers {count(rest)}")
+            (
+                "LUTs, folded",
+                count(sum(luts) + sum(parts)),
+                f"dot products {count(sum(luts))}, requantizers {count(parts[0])}, memory and "
+                f"control {count(parts[1] + parts[2])}",
+            )
         )
     return tag(
         "div",
@@ -167,6 +175,11 @@ _COLUMNS: Final[tuple[_Column, ...]] = (
     ("price from", lambda row: row.price or ""),
     ("dot product LUTs", _number(lambda row: row.dot_product_luts, _whole)),
     ("requantizer LUTs", _number(lambda row: row.requantizer_luts, _whole)),
+    ("memory LUTs", _number(lambda row: row.memory_luts, _whole)),
+    ("control LUTs", _number(lambda row: row.control_luts, _whole)),
+    ("RAMB18", _number(lambda row: row.block_rams, _whole)),
+    ("PE", _number(lambda row: row.pe, count)),
+    ("SIMD", _number(lambda row: row.simd, count)),
     ("cycles", _number(lambda row: row.cycles, count)),
     ("weights SQNR", _number(lambda row: row.weight_sqnr_db, decibel)),
     ("outputs SQNR", _number(lambda row: row.output_sqnr_db, decibel)),

@@ -150,11 +150,53 @@ def _synth(**options: Any) -> None:
 
 @cli.command("estimate")
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--pe", type=click.IntRange(1), default=4, show_default=True)
-@click.option("--simd", type=click.IntRange(1), default=8, show_default=True)
+@click.option(
+    "--pe",
+    type=click.IntRange(1),
+    default=4,
+    show_default=True,
+    help="Outputs computed side by side.",
+)
+@click.option(
+    "--simd",
+    type=click.IntRange(1),
+    default=8,
+    show_default=True,
+    help="Products per output and cycle.",
+)
+@click.option(
+    "--folding",
+    metavar="auto|FILE",
+    help="Instead of --pe and --simd: auto finds the fastest within --budget; a JSON file gives "
+    "PE and SIMD of each layer, as --folding-out writes it.",
+)
+@click.option("--budget", metavar="lut=N", help="LUTs of all layers together, at most.")
+@click.option(
+    "--folding-out",
+    type=click.Path(path_type=Path),
+    help="Write PE and SIMD of each layer to this file.",
+)
+@click.option(
+    "--weights-in",
+    type=click.Choice(["auto", "lut", "block"]),
+    default="auto",
+    show_default=True,
+    help="Memory of weights: LUTs, block RAM, or for each layer what is scarcer used.",
+)
+@click.option(
+    "--clock",
+    type=click.FloatRange(0, min_open=True),
+    default=200.0,
+    show_default=True,
+    help="Target clock in MHz; taken as given.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def _estimate(**options: Any) -> None:
-    """Price the layers of a finished RUN, or of a QONNX file, with a folding."""
+    """Price the layers of a finished RUN, or of a QONNX file, with a folding.
+
+    Every layer is priced as a unit of its own: LUTs with an interval, block RAM, cycles. All
+    units work at the same time, so the slowest sets the speed; it is named.
+    """
     from lutwise import commands
 
     _print(commands.estimate_run(options), options["as_json"])

@@ -3,6 +3,7 @@
 
 import functools
 import importlib.util
+import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,8 +15,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lutwise.cost_models.estimate import Folding, estimate
+from lutwise.cost_models.estimate import LayerCost, NetworkCost, estimate, fold_to_budget
+from lutwise.cost_models.folding import Folding, folding_from_json, folding_json
 from lutwise.cost_models.from_network import layer_shapes, shapes_from_json
+from lutwise.cost_models.layer_cost import Memory
+from lutwise.cost_models.layer_shape import LayerShape
 from lutwise.errors import ConfigError
 from lutwise.export.check import check as run_check
 from lutwise.export.flavours import Flavour, prove, to_flavour
@@ -46,7 +50,7 @@ from lutwise.run_directory import preprocessing_near
 from lutwise.shown import points_shown, steps_shown
 from lutwise.space import load_space
 from lutwise.sweep import sweep as run_sweep
-from lutwise.workspace import Steps, tool_versions
+from lutwise.workspace import Steps, to_json, tool_versions
 
 __all__ = [
     "check",
@@ -124,7 +128,7 @@ def run(options: Options, changes: Mapping[str, Any]) -> dict[str, Any]:
             written.append(_write_flavour(out, network, Flavour(tool), None, data.name, images))
     if not options["quiet"]:
         _warn(result.metrics["advice"])
-    found = {"out": str(out), **_headline(result)}
+    found = {"out": str(out), **_headline(result, options)}
     return found | {"exports": written} if written else found
 
 
@@ -143,7 +147,7 @@ def _default_name(model: str, recipe: Recipe) -> str:
     return f"{stem}-{recipe.weights.format}-{recipe.activations.format}"
 
 
-def _headline(result: Result) -> dict[str, Any]:
+def _headline(result: Result, options: Options) -> dict[str, Any]:
     found: dict[str, Any] = {
         "model": result.metrics["model"],
         "weights": result.recipe.weights.format,
@@ -167,9 +171,10 @@ def _headline(result: Result) -> dict[str, Any]:
         folded, unrolled = result.cost.folded, result.cost.unrolled
         found["luts_per_mac"] = round(result.cost.lut_per_mac, 2)
         found["luts_folded"] = {
-            "dot_products": round(folded.mac_luts),
+            "all": round(folded.luts),
+            "dot_products": round(folded.dot_product_luts),
             "requantizers": round(folded.requantizer_luts),
-            "folding": f"PE {result.cost.folding.pe}, SIMD {result.cost.folding.simd}",
+            "folding": f"PE {options['pe']}, SIMD {options['simd']}",
             "cycles": folded.cycles,
         }
         found["luts_unrolled"] = round(unrolled.luts)
@@ -285,7 +290,85 @@ def estimate_run(options: Options) -> dict[str, Any]:
         layers = read_layers(load_qonnx(path))
     else:
         layers = read_json(path / "cost.json", shapes_from_json, command="run")
-    return estimate(layers, Folding(pe=options["pe"], simd=options["simd"])).to_json()
+    memory = Memory(options["weights_in"])
+    folding = _folding(options, layers, memory)
+    cost = estimate(layers, folding, memory=memory, clock_mhz=options["clock"])
+    if options["folding_out"]:
+        found = {layer.shape.name: layer.folding for layer in cost.layers}
+        write_atomic(options["folding_out"], to_json(folding_json(found)))
+    return cost.to_json() if options["as_json"] else _bill(cost)
+
+
+def _folding(
+    options: Options, layers: Sequence[LayerShape], memory: Memory
+) -> Folding | tuple[Folding, ...]:
+    given, budget = options["folding"], options["budget"]
+    if (given == "auto") != (budget is not None):
+        raise ConfigError(
+            "--folding auto and --budget lut=N belong together; got "
+            f"--folding {given or 'none'}, --budget {budget or 'none'}"
+        )
+    if given is None:
+        return Folding(pe=options["pe"], simd=options["simd"])
+    if given == "auto":
+        return fold_to_budget(layers, _budget(budget), memory=memory)
+    try:
+        return folding_from_json(json.loads(Path(given).read_bytes()), layers)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"cannot read the folding {given}: {error}; wanted auto, or a file as --folding-out "
+            "writes it"
+        ) from error
+
+
+def _budget(given: str) -> float:
+    what, _, number = given.partition("=")
+    try:
+        luts = float(number)
+    except ValueError:
+        luts = 0.0
+    if what != "lut" or not luts > 0:
+        raise ConfigError(f"--budget wants lut=N, such as lut=50000, got {given!r}")
+    return luts
+
+
+def _bill(cost: NetworkCost) -> dict[str, Any]:
+    """Return a network's price as people read it."""
+    folded, slowest = cost.folded, cost.bottleneck
+    return {
+        "layers": [_bill_row(layer) for layer in cost.layers],
+        "LUTs": f"{folded.luts:,.0f} (+- {folded.uncertainty_luts:,.0f}): dot products "
+        f"{folded.dot_product_luts:,.0f}, requantizers {folded.requantizer_luts:,.0f}, weights "
+        f"{folded.weight_luts:,.0f}, buffers {folded.buffer_luts:,.0f}, control "
+        f"{folded.control_luts:,.0f}",
+        "of these LUTRAM": folded.lut_rams,
+        "RAMB18": folded.block_rams,
+        "DSP48E2 instead of integer products": folded.dsps,
+        "speed": f"{cost.inputs_per_second:,.1f} inputs per second at {cost.clock_mhz:g} MHz",
+        "bottleneck": f"{slowest.shape.name}, {folded.cycles:,} cycles" if slowest else "none",
+        "by FINN's formula": f"{cost.finn_luts:,.0f} LUTs, memories and thresholds left out",
+        "unrolled": f"{cost.unrolled.luts:,.0f} LUTs",
+        "not priced": "windows of convolutions, pooling, sums of branches, stream buffers, routing",
+    }
+
+
+def _bill_row(layer: LayerCost) -> dict[str, Any]:
+    folded = layer.folded
+    return {
+        "layer": layer.shape.name,
+        "formats": f"{layer.shape.weights} x {layer.shape.activations}",
+        "PE": layer.folding.pe,
+        "SIMD": layer.folding.simd,
+        "LUTs": round(folded.luts),
+        "+-": round(folded.uncertainty_luts),
+        "products": round(folded.dot_product_luts),
+        "requantizers": round(folded.requantizer_luts),
+        "weights": round(folded.weight_luts),
+        "LUTRAM": folded.lut_rams,
+        "RAMB18": folded.block_rams,
+        "DSP instead": folded.dsps,
+        "cycles": folded.cycles,
+    }
 
 
 def check(options: Options) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from lutwise.cost_models.estimate import Folding
+from lutwise.cost_models.folding import Folding
 from lutwise.errors import ConfigError, ModelError
 from lutwise.quant.data import Dataset, Split, check_disjoint, load_data
 from lutwise.quant.models import LoadedModel

@@ -59,8 +59,13 @@ def _price(cost: LayerCost) -> dict[str, Any]:
         "accumulator_bits": shape.accumulator_bits,
         "luts_per_mac": round(cost.lut_per_mac.value, 3),
         "price": cost.lut_per_mac.source.value,
-        "dot_product_luts": round(cost.folded.mac_luts, 1),
+        "pe": cost.folding.pe,
+        "simd": cost.folding.simd,
+        "dot_product_luts": round(cost.folded.dot_product_luts, 1),
         "requantizer_luts": round(cost.folded.requantizer_luts, 1),
+        "memory_luts": round(cost.folded.weight_luts + cost.folded.buffer_luts, 1),
+        "control_luts": round(cost.folded.control_luts, 1),
+        "block_rams": cost.folded.block_rams,
         "cycles": cost.folded.cycles,
     }
 

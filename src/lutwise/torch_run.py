@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import fx
 
-from lutwise.cost_models.estimate import Folding
+from lutwise.cost_models.folding import Folding
 from lutwise.errors import ModelError
 from lutwise.export.runnable import NETWORK_FILE, Maker, Runnable
 from lutwise.job import load_job

@@ -467,13 +467,14 @@ def test_a_price_list_that_contradicts_itself_is_damaged(tmp_path: Path) -> None
     layer = {
         "name": "a", "kind": "conv", "macs": 64, "weight_bits": 32, "dot_length": 4, "outputs": 2,
         "weights": "int4", "activations": "uint4", "accumulator_bits": 10, "output": "uint4",
+        "groups": 1,
     }  # fmt: skip
     path = tmp_path / "cost.json"
     path.write_text(json.dumps({"layers": [layer]}))
     assert quantize("estimate", tmp_path).returncode == 0
     for change in (
         {"dot_length": 0}, {"weights": "int9"}, {"outputs": 3}, {"accumulator_bits": -1},
-        {"macs": "many"}, {"output": 7},
+        {"macs": "many"}, {"output": 7}, {"groups": 3},
     ):  # fmt: skip
         path.write_text(json.dumps({"layers": [{**layer, **change}]}))
         done = quantize("estimate", tmp_path)

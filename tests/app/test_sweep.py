@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lutwise import commands
-from lutwise.cost_models.estimate import Folding
+from lutwise.cost_models.folding import Folding
 from lutwise.errors import LutwiseError
 from lutwise.job import Job, load_job
 from lutwise.quant.models import load_model
