@@ -30,7 +30,7 @@ grid: $(READY)
 
 # Synthesize the unit library again (about 20 minutes); it compares equal or says what differs.
 atlas: $(READY)
-	$(BIN)/python -m lutwise.cost_models.characterize
+	$(BIN)/quantize atlas --out cost_models/data
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,16 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rebuild the unit library: ``python -m lutwise.cost_models.characterize``.
+"""Rebuild the tables of units: ``quantize atlas``.
 
 Of every unit the architectures with the fewest counted sites are synthesized, every netlist is
 compared with its exact model, and the smallest one goes into the table. Finished units are kept
 by content, so that a run that was stopped continues where it was.
 """
 
-import argparse
 import csv
 import io
 import multiprocessing
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import cache
@@ -22,7 +20,7 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedC
 
 from lutwise.cost_models.requantizer_units import RequantizerKey, requantizer_units
 from lutwise.cost_models.units import LENGTH, UnitKey, atlas_units, diagonal_units
-from lutwise.errors import LutwiseError, MismatchError
+from lutwise.errors import MismatchError
 from lutwise.files import write_atomic
 from lutwise.hw.dot_product import DotProduct, smallest_units
 from lutwise.hw.requantizer import Requantizer, typical_shift, verify_requantizer
@@ -32,11 +30,12 @@ from lutwise.hw.verify import verify_dot_product
 
 __all__ = [
     "DOT_PRODUCT_COLUMNS",
+    "PARTS",
     "PROOF_COLUMNS",
     "candidates",
     "characterize_dot_product",
     "characterize_requantizer",
-    "main",
+    "rebuild",
 ]
 
 DOT_PRODUCT_COLUMNS: Final = (
@@ -64,6 +63,9 @@ PROOF_COLUMNS: Final = (
 )
 """How each row came about: LUT functions before packing, what its netlist was compared on, and the
 hash of the Verilog."""
+
+PARTS: Final = ("diagonal", "dot_products", "requantizers")
+"""What can be built alone; ``diagonal`` are dot products of one format, written in place of all."""
 
 VECTORS: Final = 100_000
 """Random vectors that a netlist is compared on when its operands cannot all be tried."""
@@ -247,35 +249,33 @@ def _tables(
         yield "requantizers", REQUANTIZER_COLUMNS, keys, characterize_requantizer
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the characterization from the command line.
+def rebuild(
+    out: Path, *, jobs: int = 1, only: str | None = None, quiet: bool = False
+) -> list[Path]:
+    """Build the tables of the atlas, and write each when it is whole.
+
+    Args:
+        out: Folder of the tables.
+        jobs: Units built at a time.
+        only: One of ``PARTS``; all units if ``None``.
+        quiet: No progress on stderr.
 
     Returns:
-        0 when every unit was built and verified, 1 otherwise.
+        The files.
+
+    Raises:
+        ToolError: Synthesis failed.
+        MismatchError: A netlist does not do what its model says.
+        OutputError: The folder cannot be written.
     """
-    parser = argparse.ArgumentParser(prog="python -m lutwise.cost_models.characterize")
-    parser.add_argument("--jobs", type=int, default=1, help="units built at a time")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "data")
-    parser.add_argument(
-        "--only",
-        choices=["diagonal", "dot_products", "requantizers"],
-        help="diagonal: units of one format only, written to dot_products.csv",
-    )
-    options = parser.parse_args(argv)
-    if options.jobs < 1:
-        parser.error(f"--jobs wants a positive number, got {options.jobs}")
-    console = Console(stderr=True)
-    try:
-        for name, columns, units, work in _tables(options.only):
-            rows = _run(name, units, work, jobs=options.jobs, console=console)
-            write_table(options.out / f"{name}.csv", columns, rows)
-            if columns is DOT_PRODUCT_COLUMNS:
-                write_table(options.out / f"{name}_proofs.csv", PROOF_COLUMNS, rows)
-    except LutwiseError as error:
-        console.print(f"error: {error}", markup=False)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    console = Console(stderr=True, quiet=quiet)
+    written = []
+    for name, columns, units, work in _tables(only):
+        rows = _run(name, units, work, jobs=jobs, console=console)
+        tables = [(name, columns)]
+        if columns is DOT_PRODUCT_COLUMNS:
+            tables.append((f"{name}_proofs", PROOF_COLUMNS))
+        for table, heads in tables:
+            write_table(out / f"{table}.csv", heads, rows)
+            written.append(out / f"{table}.csv")
+    return written

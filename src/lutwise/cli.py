@@ -148,6 +148,33 @@ def _synth(**options: Any) -> None:
     _print(commands.synth(options), options["as_json"])
 
 
+@cli.command("atlas")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Folder of the tables; cost_models/data is the one that prices come from.",
+)
+@click.option(
+    "--only",
+    type=click.Choice(["diagonal", "dot_products", "requantizers"]),
+    help="diagonal: units of one format only, written to dot_products.csv.",
+)
+@click.option(
+    "--jobs", type=click.IntRange(1), default=1, show_default=True, help="Units at a time."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@click.option("--quiet", is_flag=True, help="No progress on stderr.")
+def _atlas(**options: Any) -> None:
+    """Synthesize and prove every unit of the price tables again, and write the tables.
+
+    Finished units are kept by content, so a run that was stopped continues where it was.
+    """
+    from lutwise import commands
+
+    _print(commands.atlas(options), options["as_json"])
+
+
 @cli.command("estimate")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option(

@@ -53,6 +53,7 @@ from lutwise.sweep import sweep as run_sweep
 from lutwise.workspace import Steps, to_json, tool_versions
 
 __all__ = [
+    "atlas",
     "check",
     "convert",
     "doctor",
@@ -281,6 +282,17 @@ def synth(options: Options) -> dict[str, Any]:
         options["lanes"],
         options["style"],
     )
+
+
+def atlas(options: Options) -> dict[str, Any]:
+    """Do ``quantize atlas``."""
+    from lutwise.cost_models.characterize import rebuild
+
+    with locked(options["out"]):
+        written = rebuild(
+            options["out"], jobs=options["jobs"], only=options["only"], quiet=options["quiet"]
+        )
+    return {"written": [str(path) for path in written]}
 
 
 def estimate_run(options: Options) -> dict[str, Any]:

@@ -463,6 +463,61 @@ def test_damaged_results_are_named(tmp_path: Path, command: str, file: str, cont
     assert done.stdout == ""
 
 
+@pytest.fixture
+def priced(tmp_path: Path) -> Path:
+    """Return a run of which only the prices are left: two layers, the first one slower."""
+    first = {
+        "name": "a", "kind": "conv", "macs": 72 * 16 * 100, "weight_bits": 72 * 16 * 4,
+        "dot_length": 72, "outputs": 16, "groups": 1, "weights": "int4", "activations": "uint4",
+        "accumulator_bits": 14, "output": "uint4",
+    }  # fmt: skip
+    second = {**first, "name": "b", "macs": 72 * 16}
+    (tmp_path / "cost.json").write_text(json.dumps({"layers": [first, second]}))
+    return tmp_path
+
+
+def test_folding_within_a_budget_and_from_its_file(priced: Path) -> None:
+    file = priced / "folding.json"
+    found = quantize("estimate", priced, "--folding", "auto", "--budget", "lut=2000",
+                     "--clock", 250, "--folding-out", file, "--json")  # fmt: skip
+    assert found.returncode == 0, found.stderr
+    total = json.loads(found.stdout)["total"]
+    assert total["folded"]["luts"] <= 2000
+    assert total["bottleneck"] == "a"
+    assert total["inputs_per_second"] == round(250e6 / total["folded"]["cycles"], 1)
+    again = quantize("estimate", priced, "--folding", file, "--clock", 250, "--json")
+    assert again.stdout == found.stdout
+    table = quantize("estimate", priced, "--folding", file)
+    assert "bottleneck: a, " in table.stdout
+    assert len([line for line in table.stdout.splitlines() if "uint4" in line]) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--folding", "auto"), "--folding auto and --budget lut=N belong together"),
+        (("--budget", "lut=100"), "--folding auto and --budget lut=N belong together"),
+        (("--folding", "auto", "--budget", "lut=many"), "wants lut=N, such as lut=50000"),
+        (("--folding", "auto", "--budget", "lut=-1"), "wants lut=N, such as lut=50000"),
+        (("--folding", "auto", "--budget", "bram=4"), "wants lut=N, such as lut=50000"),
+        (("--folding", "auto", "--budget", "lut=nan"), "wants lut=N, such as lut=50000"),
+        (("--folding", "auto", "--budget", "lut=10"), "a budget of 10 LUTs is not enough"),
+        (("--folding", "none.json"), "cannot read the folding none.json"),
+        (("--folding", "cost.json"), "the folding names layers that the network lacks: layers"),
+        (("--folding", "."), "cannot read the folding ."),
+    ],
+)
+def test_impossible_foldings_are_refused(
+    priced: Path, arguments: tuple[str, ...], words: str
+) -> None:
+    place = {"cost.json": str(priced / "cost.json"), ".": str(priced)}
+    done = quantize("estimate", priced, *(place.get(one, one) for one in arguments))
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert words.rstrip(".") in done.stderr
+    assert done.stdout == ""
+
+
 def test_a_price_list_that_contradicts_itself_is_damaged(tmp_path: Path) -> None:
     layer = {
         "name": "a", "kind": "conv", "macs": 64, "weight_bits": 32, "dot_length": 4, "outputs": 2,

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lutwise.cost_models import characterize
-from lutwise.cost_models.characterize import candidates
+from lutwise.cost_models.characterize import candidates, rebuild
 from lutwise.cost_models.requantizer_units import RequantizerKey
 from lutwise.cost_models.units import UnitKey, atlas_units, diagonal_units
 from lutwise.errors import MismatchError
@@ -32,7 +32,7 @@ def few(monkeypatch: pytest.MonkeyPatch, synthesizer: Synthesizer) -> None:
 def test_run_writes_verified_tables(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, synthesizer: Synthesizer
 ) -> None:
-    assert characterize.main(["--out", str(tmp_path)]) == 0
+    written = rebuild(tmp_path, quiet=True)
     with (tmp_path / "dot_products.csv").open() as stream:
         reader = csv.DictReader(stream)
         rows = list(reader)
@@ -40,6 +40,7 @@ def test_run_writes_verified_tables(
     assert [row["weights"] for row in rows] == ["int2", "e1m1"]
     with (tmp_path / "dot_products_proofs.csv").open() as stream:
         assert [row["exhaustive"] for row in csv.DictReader(stream)] == ["1", "1"]
+    assert {path.name for path in written} == {path.name for path in tmp_path.iterdir()}
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert set(before) == {
         "dot_products.csv",
@@ -51,14 +52,14 @@ def test_run_writes_verified_tables(
         raise AssertionError("a finished unit is kept")
 
     monkeypatch.setattr(synthesizer, "map", refuse)
-    assert characterize.main(["--out", str(tmp_path)]) == 0
+    assert rebuild(tmp_path, quiet=True) == written
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 @pytest.mark.rtl
 @pytest.mark.usefixtures("few")
 def test_unit_that_fails_its_check_is_not_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bad = Verification(vectors=1, exhaustive=False, mismatches=1, first_mismatch="vector 0")
     monkeypatch.setattr(characterize, "verify_dot_product", lambda *_, **__: bad)
@@ -66,16 +67,9 @@ def test_unit_that_fails_its_check_is_not_written(
     with pytest.raises(MismatchError, match=r"uint2xuint2 .* 1 mismatches, vector 0"):
         characterize.characterize_dot_product(unit)
     monkeypatch.setattr(characterize, "atlas_units", lambda: [unit])
-    assert characterize.main(["--out", str(tmp_path), "--only", "dot_products"]) == 1
-    assert "mismatches" in capsys.readouterr().err
+    with pytest.raises(MismatchError, match="1 mismatches"):
+        rebuild(tmp_path, only="dot_products", quiet=True)
     assert not list(tmp_path.iterdir())
-
-
-def test_bad_arguments_exit_with_two(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        characterize.main(["--jobs", "0"])
-    assert caught.value.code == 2
-    assert "positive number" in capsys.readouterr().err
 
 
 def test_units_are_listed_once() -> None:
