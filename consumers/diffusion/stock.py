@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is used of diffusers; the one place that imports it.
+
+Importing this module raises ConfigError where diffusers is not installed, or is too old.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from lutwise.errors import ConfigError
+
+try:
+    from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, DiTTransformer2DModel
+except ImportError as error:
+    raise ConfigError(
+        f"diffusion transformers need diffusers 0.42 or later ({error}); "
+        "run `pip install 'lutwise[diffusion]'`"
+    ) from error
+
+__all__ = [
+    "AutoencoderKL",
+    "DDIMScheduler",
+    "DDPMScheduler",
+    "DiTTransformer2DModel",
+    "known_settings",
+]
+
+
+def known_settings(stock: Callable[..., Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of a configuration that a class of diffusers takes.
+
+    Configurations also hold the class's name, the version that wrote them, and settings of
+    related classes.
+    """
+    names = inspect.signature(stock).parameters
+    return {key: value for key, value in config.items() if key in names}
