@@ -103,17 +103,14 @@ def paired_mse(samples: Tensor, reference: Tensor) -> Estimate:
         reference: The same shape.
 
     Raises:
-        DataError: Shapes differ, there is nothing, or something is NaN or infinite.
+        DataError: Shapes differ, there are fewer than two pairs, or something is NaN or infinite.
     """
-    if samples.shape != reference.shape or not samples.numel():
-        raise DataError(
-            f"pairs have one shape (n, ...), got {tuple(samples.shape)} and "
-            f"{tuple(reference.shape)}"
-        )
-    a, b = _finite(samples, "samples"), _finite(reference, "reference")
-    each = ((a - b) ** 2).reshape(len(a), -1).mean(axis=1)
-    error = float(each.std(ddof=1)) / sqrt(len(each)) if len(each) > 1 else inf
-    return Estimate(value=float(each.mean()), standard_error=error)
+    each = _squared_errors(samples, reference)
+    if len(each) < 2:
+        raise DataError("a spread needs at least two pairs, got one; `psnr` takes a single pair")
+    return Estimate(
+        value=float(each.mean()), standard_error=float(each.std(ddof=1)) / sqrt(len(each))
+    )
 
 
 def psnr(samples: Tensor, reference: Tensor, *, peak: float = 2.0) -> float:
@@ -125,12 +122,25 @@ def psnr(samples: Tensor, reference: Tensor, *, peak: float = 2.0) -> float:
         peak: Width of the range of values, 2 for images in [-1, 1].
 
     Raises:
-        DataError: As `paired_mse`, or the peak is not positive.
+        DataError: Shapes differ, there is nothing, something is NaN or infinite, or the peak is
+            not positive.
     """
     if not peak > 0:
         raise DataError(f"a peak is positive, got {peak}")
-    error = paired_mse(samples, reference).value
+    error = float(_squared_errors(samples, reference).mean())
     return 10 * log10(peak**2 / error) if error else inf
+
+
+def _squared_errors(samples: Tensor, reference: Tensor) -> Floats:
+    """Return the mean squared difference of each pair, shape (n,)."""
+    if samples.shape != reference.shape or not samples.numel():
+        raise DataError(
+            f"pairs have one shape (n, ...), got {tuple(samples.shape)} and "
+            f"{tuple(reference.shape)}"
+        )
+    a, b = _finite(samples, "samples"), _finite(reference, "references")
+    each: Floats = ((a - b) ** 2).reshape(len(a), -1).mean(axis=1)
+    return each
 
 
 def _frechet(a: Floats, b: Floats) -> float:
@@ -144,7 +154,7 @@ def _frechet(a: Floats, b: Floats) -> float:
 
 def _mean_and_root(x: Floats) -> tuple[Floats, Floats]:
     mean: Floats = x.mean(axis=0)
-    root: Floats = np.linalg.qr((x - mean) / sqrt(len(x) - 1), mode="r")
+    _, root = np.linalg.qr((x - mean) / sqrt(len(x) - 1))
     return mean, root
 
 
