@@ -181,8 +181,8 @@ def _dit_config(folder: Path) -> dict[str, Any]:
     # Checkpoints from before DiT had a class of its own are of the general one.
     if name not in ("DiTTransformer2DModel", "Transformer2DModel") or norm != _NORM:
         raise ModelError(
-            f"{folder / _CONFIG} is no DiT: wanted _class_name DiTTransformer2DModel with norm_type "
-            f"{_NORM}, got {name!r} with {norm!r}"
+            f"{folder / _CONFIG} is no DiT: wanted _class_name DiTTransformer2DModel with "
+            f"norm_type {_NORM}, got {name!r} with {norm!r}"
         )
     return config
 
@@ -218,7 +218,8 @@ def _build(config: Mapping[str, Any], folder: Path) -> nn.Module:
     except Exception as error:
         # any: the values come from a file, and the class checks few of them
         raise ModelError(
-            f"{folder / _CONFIG} describes no DiT that can be built: {type(error).__name__}: {error}"
+            f"{folder / _CONFIG} describes no DiT that can be built: "
+            f"{type(error).__name__}: {error}"
         ) from error
     return built
 

@@ -120,5 +120,5 @@ def test_bad_files_are_refused(
 
 
 def test_missing_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="nothing.json"):
+    with pytest.raises(DataError, match="cannot read the schedule"):
         CacheSchedule.load(tmp_path / "nothing.json")
