@@ -113,6 +113,39 @@ def families() -> str:
     )
 
 
+def requantizers() -> str:
+    """Return the section on what turns sums into codes."""
+    record = json.loads((DATA / "output_stages.json").read_text(encoding="utf-8"))
+    found = {(row["output"], row["channels"], row["form"]): row for row in record["stages"]}
+    names = dict.fromkeys(row["output"] for row in record["stages"])
+    rows = []
+    for name in names:
+        cells = [
+            found.get((name, channels, form))
+            for channels in (1, 64)
+            for form in ("thresholds", "multiply")
+        ]
+        rows.append((f"`{name}`", *(cell["luts"] if cell else "" for cell in cells)))
+    heads = ("results", "thresholds, 1 channel", "multiply, 1 channel", "thresholds, 64 channels",
+             "multiply, 64 channels")  # fmt: skip
+    vectors = sum(row["vectors"] for row in record["stages"])
+    return (
+        "## Requantizers\n\nLUTs that turn a sum of "
+        f"{record['accumulator_bits']} bits into a code, exactly rounded, for one output lane: "
+        "a binary search among thresholds, or bias, multiplier of "
+        f"{record['multiplier_bits']} bits, rounding and saturation. The numbers of one channel "
+        "are constants, those of 64 channels lie in LUT ROMs; here they are random, in real "
+        "layers many columns of the ROMs are equal. "
+        f"{vectors:,} sums in {len(record['stages'])} netlists against the model: "
+        f"{sum(row['mismatches'] for row in record['stages'])} mismatches.\n\n"
+        f"{table(heads, rows)}\n"
+        "Thresholds are far smaller while their ROMs are: a layer unit takes them for up to 16 "
+        "results. With several channels the multiply form of a signed minifloat takes 15 to 40 % "
+        "more than that of the integer of its width: it needs the absolute value, the leading one "
+        "and a shift.\n\n"
+    )
+
+
 def pareto() -> str:
     """Return the section on accuracy over LUTs."""
     rows = [
@@ -252,7 +285,9 @@ def _span(rates: Sequence[float]) -> str:
 def main() -> None:
     """Write the page."""
     (DOCS / "images" / "luts_per_mac.png").write_bytes(luts_png())
-    parts = [HEAD, costs(), families(), pareto(), model(), proofs(), clocks(), LEFT_OUT]
+    parts = [
+        HEAD, costs(), families(), requantizers(), pareto(), model(), proofs(), clocks(), LEFT_OUT,
+    ]  # fmt: skip
     (DOCS / "hardware.md").write_text(
         "\n".join(part.strip() + "\n" for part in parts), encoding="utf-8"
     )

@@ -20,7 +20,10 @@ import numpy.typing as npt
 
 from lutwise.errors import ConfigError
 from lutwise.hw.bounds import code_integers, legal_codes
+from lutwise.hw.output_stage_rtl import OUTPUT_STAGE_PARTS, write_output_stage
 from lutwise.hw.requantizer import Requantizer
+from lutwise.hw.requantizer_rtl import REQUANTIZER_PARTS
+from lutwise.hw.verilog import library
 from lutwise.quant.formats import FloatFormat, Format, values
 from lutwise.quant.numerics import quantize
 
@@ -49,9 +52,11 @@ class OutputStage:
         shift: Bits dropped after the multiplication.
         low: Least result, in units of the output.
         high: Greatest result, in units of the output.
+        wanted: The form to build; the one that takes fewer LUTs if ``None``.
 
     Raises:
-        ConfigError: The channels do not match, or no result lies between the bounds.
+        ConfigError: The channels do not match, no result lies between the bounds, or the *multiply*
+            form cannot clamp as wanted.
     """
 
     output: Format
@@ -60,6 +65,7 @@ class OutputStage:
     shift: int
     low: int
     high: int
+    wanted: Form | None = None
 
     def __post_init__(self) -> None:
         if len(self.bias) != len(self.multipliers) or not self.bias:
@@ -71,10 +77,14 @@ class OutputStage:
             raise ConfigError("multipliers are positive and the shift is not negative")
         if len(self.codes) < 2:
             raise ConfigError(f"{self.output} has no two values in {self.low}..{self.high}")
+        if self.wanted is Form.MULTIPLY and not self._multiplies:
+            raise ConfigError(f"a requantizer to {self.output} does not clamp at {self.low}")
 
     @property
     def form(self) -> Form:
-        """The form that takes fewer LUTs: thresholds up to four bits."""
+        """The form wanted, or the one that takes fewer LUTs: thresholds up to four bits."""
+        if self.wanted is not None:
+            return self.wanted
         return form_for(len(self.codes)) if self._multiplies else Form.THRESHOLDS
 
     @property
@@ -129,6 +139,29 @@ class OutputStage:
             multiplier_bits=bits,
             relu=self.low == 0,
         )
+
+    def emit(self, accumulator_bits: int, *, module: str = "output_stage") -> str:
+        """Write the stage of one output lane that serves all channels in turn.
+
+        Ports: ``acc``, a sum without its bias; ``channel``; ``y``, the code. Combinational.
+
+        Args:
+            accumulator_bits: Two's complement width of the sum, and of the sum with its bias.
+            module: Name of the module.
+
+        Returns:
+            Verilog with all modules that it needs.
+        """
+        name = f"{module}_requantizer" if self.form is Form.MULTIPLY else None
+        parts = [library(*OUTPUT_STAGE_PARTS)]
+        if name is not None:
+            parts = [library("lw_rom", *REQUANTIZER_PARTS)]
+            parts.append(self.requantizer(accumulator_bits).emit_alone(module=name))
+        channels = range(len(self.bias))
+        text = write_output_stage(
+            self, channels, accumulator_bits=accumulator_bits, module=module, requantizer=name
+        )
+        return "\n".join([*parts, text])
 
     def model(
         self, sums: npt.NDArray[np.int64], channels: npt.NDArray[np.int64]

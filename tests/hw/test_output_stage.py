@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Output stages against fractions, and their two forms against each other."""
 
+from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
 
@@ -11,7 +12,9 @@ from hypothesis import strategies as st
 
 from lutwise.errors import ConfigError
 from lutwise.hw.bounds import code_integers, legal_codes
+from lutwise.hw.netlist import bits_of, from_bits
 from lutwise.hw.output_stage import Form, OutputStage, form_for, result_codes
+from lutwise.hw.synthesis import Synthesizer
 from lutwise.quant import reference
 from lutwise.quant.formats import Format, all_formats, parse_element
 
@@ -182,3 +185,26 @@ def test_impossible_stages_are_refused(changes: dict[str, object], message: str)
     }
     with pytest.raises(ConfigError, match=message):
         OutputStage(**(arguments | changes))  # type: ignore[arg-type]
+
+
+@pytest.mark.rtl
+@pytest.mark.parametrize("form", list(Form), ids=lambda form: form.value)
+@pytest.mark.parametrize("output", ["int3", "uint4", "e2m1", "ue2m2", "e1m1"])
+def test_netlists_of_both_forms_are_the_model(
+    output: str, form: Form, synthesizer: Synthesizer
+) -> None:
+    """All sums of 9 bits whose sum with the bias fits, in all channels."""
+    stage = replace(_stage(output), wanted=form)
+    bits = 9
+    netlist = synthesizer.map(stage.emit(bits, module="stage"), "stage")
+    sums, channels = (a.ravel() for a in np.meshgrid(np.arange(-248, 248), np.arange(3)))
+    found, _ = netlist.simulate({"acc": bits_of(sums, bits), "channel": bits_of(channels, 2)})
+    assert np.array_equal(from_bits(found["y"], signed=False), stage.model(sums, channels))
+    assert stage.form is form
+
+
+def test_a_form_that_cannot_clamp_is_refused() -> None:
+    """A requantizer ends at the format's least number, or at zero."""
+    with pytest.raises(ConfigError, match="a requantizer to int4 does not clamp at -3"):
+        replace(_stage("int4", low=-3), wanted=Form.MULTIPLY)
+    assert replace(_stage("int4", low=-3), wanted=Form.THRESHOLDS).form is Form.THRESHOLDS
