@@ -12,10 +12,11 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 import torch
-from lutwise.consumers.diffusion.forecast import Forecaster
 from torch import nn
 
+from lutwise.consumers.diffusion.forecast import Forecaster
 from lutwise.consumers.diffusion.schedule import CacheSchedule, Part
+from lutwise.consumers.diffusion.stock import blocks_of
 from lutwise.errors import ConfigError
 
 __all__ = ["Cache", "cached"]
@@ -124,7 +125,7 @@ def cached(
     Raises:
         ConfigError: The schedule has other blocks than the model, or one is applied already.
     """
-    blocks = list(transformer.transformer_blocks)  # type: ignore[arg-type]
+    blocks = blocks_of(transformer)
     schedule.check(steps=schedule.steps, blocks=len(blocks))
     if any(isinstance(module, _Kept) for module in transformer.modules()):
         raise ConfigError("a schedule is applied to this model already; leave its block first")

@@ -18,6 +18,8 @@ from torch import nn
 from lutwise.consumers.diffusion.stock import (
     AutoencoderKL,
     DiTTransformer2DModel,
+    blocks_of,
+    config_of,
     known_settings,
 )
 from lutwise.consumers.diffusion.zoo import MODELS
@@ -70,7 +72,7 @@ class Dit:
     @property
     def config(self) -> Any:
         """The transformer's configuration."""
-        return self.transformer.config
+        return config_of(self.transformer)
 
     @property
     def classes(self) -> int:
@@ -116,8 +118,8 @@ def null_class(transformer: nn.Module) -> int:
     Raises:
         ConfigError: The model was made without one.
     """
-    classes = int(transformer.config.num_embeds_ada_norm)
-    table = transformer.transformer_blocks[0].norm1.emb.class_embedder.embedding_table
+    classes = int(config_of(transformer).num_embeds_ada_norm)
+    table = blocks_of(transformer)[0].norm1.emb.class_embedder.embedding_table
     if table.num_embeddings <= classes:
         raise ConfigError(
             f"guidance needs a null class, and this model has embeddings for its {classes} classes "
@@ -172,7 +174,8 @@ def save_dit(dit: Dit, folder: Path) -> None:
             f"{type(dit.transformer).__name__}"
         )
     write_atomic(folder / "scheduler" / _SCHEDULER, to_json(dict(dit.scheduler)))
-    dit.transformer.save_pretrained(folder / "transformer")
+    stock: Any = dit.transformer
+    stock.save_pretrained(folder / "transformer")
 
 
 def _dit_config(folder: Path) -> dict[str, Any]:

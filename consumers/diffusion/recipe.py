@@ -85,11 +85,10 @@ class DitRecipe:
             raise ConfigError(
                 "centered second moments leave means to bias_correction, which does not run on DiTs"
             )
-        for given in (self, *self.overrides):
-            if given.weights is not None:
-                _weight(given.weights)
-            if given.activations is not None:
-                _activation(given.activations)
+        for weights in (self.weights, *(o.weights for o in self.overrides)):
+            _weight(weights or FLOAT)
+        for activations in (self.activations, *(o.activations for o in self.overrides)):
+            _activation(activations or FLOAT)
 
     def weight_format(self, layer: str) -> Format | None:
         """Return the format of a layer's weights; None for float."""

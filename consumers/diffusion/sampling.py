@@ -15,14 +15,20 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from lutwise.consumers.diffusion.forecast import Forecaster
 from torch import nn
 
 from lutwise.consumers.diffusion.caching import Cache, cached
 from lutwise.consumers.diffusion.calibration import SamplePool
+from lutwise.consumers.diffusion.forecast import Forecaster
 from lutwise.consumers.diffusion.model import null_class
 from lutwise.consumers.diffusion.schedule import CacheSchedule
-from lutwise.consumers.diffusion.stock import DDIMScheduler, DDPMScheduler, known_settings
+from lutwise.consumers.diffusion.stock import (
+    DDIMScheduler,
+    DDPMScheduler,
+    blocks_of,
+    config_of,
+    known_settings,
+)
 from lutwise.errors import ConfigError, ModelError
 from lutwise.quant.progress import Tell, silent
 
@@ -224,7 +230,7 @@ def sample(
     stepper = build_scheduler(scheduler, settings.sampler)
     times = timesteps(stepper, settings.steps)
     if caching is not None:
-        blocks = len(transformer.transformer_blocks)  # type: ignore[arg-type]
+        blocks = len(blocks_of(transformer))
         caching.schedule.check(steps=len(times), blocks=blocks)
     parts = labels.split(settings.batch)
     done, total = 0, len(parts) * len(times)
@@ -268,7 +274,7 @@ class _Batch:
         cache: Cache | None,
         corrector: Corrector | None,
     ) -> None:
-        config = transformer.config
+        config = config_of(transformer)
         self._transformer, self._scheduler, self._settings = transformer, scheduler, settings
         self._cache, self._corrector = cache, corrector
         self._channels = int(config.in_channels)
@@ -326,7 +332,7 @@ class _Batch:
 
 
 def _check_labels(transformer: nn.Module, labels: torch.Tensor) -> None:
-    classes = int(transformer.config.num_embeds_ada_norm)
+    classes = int(config_of(transformer).num_embeds_ada_norm)
     if labels.dim() != 1 or labels.dtype != torch.int64 or not len(labels):
         raise ConfigError(
             f"labels are classes of at least one sample, int64 of shape (n,), got "

@@ -8,6 +8,8 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from torch import nn
+
 from lutwise.errors import ConfigError
 
 try:
@@ -23,6 +25,8 @@ __all__ = [
     "DDIMScheduler",
     "DDPMScheduler",
     "DiTTransformer2DModel",
+    "blocks_of",
+    "config_of",
     "known_settings",
 ]
 
@@ -35,3 +39,13 @@ def known_settings(stock: Callable[..., Any], config: Mapping[str, Any]) -> dict
     """
     names = inspect.signature(stock).parameters
     return {key: value for key, value in config.items() if key in names}
+
+
+def config_of(transformer: nn.Module) -> Any:
+    """Return the configuration of a model of diffusers."""
+    return transformer.config
+
+
+def blocks_of(transformer: nn.Module) -> list[Any]:
+    """Return the blocks of a DiT."""
+    return list(transformer.transformer_blocks)  # type: ignore[arg-type]

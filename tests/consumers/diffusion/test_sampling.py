@@ -44,7 +44,12 @@ def pipeline_latents(
     monkeypatch.setattr(scheduler, "step", step)
     seen: list[torch.Tensor] = []
     decode = vae.decode
-    monkeypatch.setattr(vae, "decode", lambda latents: (seen.append(latents), decode(latents))[1])
+
+    def see(latents: torch.Tensor) -> Any:
+        seen.append(latents)
+        return decode(latents)
+
+    monkeypatch.setattr(vae, "decode", see)
     pipeline = DiTPipeline(dit.transformer, vae, scheduler)
     pipeline.set_progress_bar_config(disable=True)
     # It writes 1000 for the null class, which only models of 1000 classes have.
@@ -98,8 +103,8 @@ def test_guidance_uses_the_null_class_of_the_model(dit: Dit) -> None:
     """With the null class's embedding set to another class's, guiding to that class is no-op."""
     net = dit.transformer
     for block in net.transformer_blocks:  # type: ignore[union-attr]
-        table = block.norm1.emb.class_embedder.embedding_table.weight  # type: ignore[union-attr]
-        table[5] = table[2]  # type: ignore[index, operator]
+        table = block.norm1.emb.class_embedder.embedding_table.weight
+        table[5] = table[2]
     labels = torch.tensor([2, 2])
     settings = SamplingSettings(steps=3, sampler=Sampler.DDIM)
     guided = SamplingSettings(steps=3, sampler=Sampler.DDIM, guidance=7.0)
