@@ -47,7 +47,7 @@ class Architecture:
     """
 
     kind: Kind
-    array: Array = Array.STAR
+    array: Array = Array.DIGITS
     step: int = 1
     recoded: str = "a"
     magnitude: bool = False
@@ -98,7 +98,7 @@ class Architecture:
             pass
         raise ConfigError(
             f"no architecture {text!r}; wanted plain, table, chain-w, chain-a or "
-            "array-star|booth|digits-STEP, with magnitude- in front for weights stored as sign "
+            "array-booth|digits-STEP, with magnitude- in front for weights stored as sign "
             "and magnitude"
         )
 

@@ -19,9 +19,6 @@ __all__ = ["Array", "Factor", "array_sites", "booth_rows", "write_array"]
 class Array(Enum):
     """How significands are multiplied."""
 
-    STAR = "star"
-    """The synthesizer's multiplier."""
-
     BOOTH = "booth"
     """Radix-4 Booth rows."""
 
@@ -75,12 +72,6 @@ def write_array(circuit: Circuit, one: Factor, other: Factor, array: Array) -> F
         return Factor(bus=circuit.wire("gated", wide.bits, text), signed=wide.signed)
     circuit.count(Part.MULTIPLY, array_sites(one.bits, one.signed, other.bits, other.signed, array))
     bits = one.bits + other.bits
-    if array is Array.STAR:
-        texts = [_signed(factor) if signed else factor.bus.name for factor in (one, other)]
-        product = Bus(circuit.name("product"), bits)
-        kind = "signed " if signed else ""
-        circuit.write(f"wire {kind}[{bits - 1}:0] {product.name} = {texts[0]} * {texts[1]};")
-        return Factor(bus=product, signed=signed)
     if array is Array.BOOTH or narrow.signed:
         x, b = _booth_order(one, other)
         product = circuit.wire("product", bits)
@@ -114,11 +105,6 @@ def array_sites(x: int, x_signed: bool, b: int, b_signed: bool, array: Array) ->
         choices.append(_digits(b, x)[0])
     # The synthesizer's own multiplier never beats the better of the two.
     return min(choices) if array is Array.DIGITS else min(booth, *choices)
-
-
-def _signed(factor: Factor) -> str:
-    name = factor.bus.name
-    return f"$signed({name})" if factor.signed else f"$signed({{1'b0, {name}}})"
 
 
 def booth_rows(bits: int, *, signed: bool) -> int:
