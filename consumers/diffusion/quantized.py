@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import safetensors.torch
 import torch
@@ -32,7 +32,7 @@ from lutwise.errors import CalibrationError, LutwiseError, ModelError
 from lutwise.files import write_atomic
 from lutwise.quant import kernels
 from lutwise.quant.checkpoints import State, check_finite, load_state
-from lutwise.quant.formats import Format, parse_element
+from lutwise.quant.formats import Format
 from lutwise.quant.numerics import decode, encode
 from lutwise.quant.progress import Tell, silent
 from lutwise.quant.quantized import QuantizedWeight
@@ -43,10 +43,12 @@ __all__ = [
     "CONFIG_FILE",
     "STATE_FILE",
     "QuantizedDit",
+    "from_state",
     "linear_layers",
     "load_quantized",
     "quantize_dit",
     "save_quantized",
+    "state_of",
 ]
 
 CONFIG_FILE: Final = "quantized.json"
@@ -108,11 +110,10 @@ def quantize_dit(
     """
     floats = linear_layers(dit.transformer)
     recipe.check_globs(floats)
-    trained = int(dit.scheduler.get("num_train_timesteps", 1000))
-    groups = TimeGroups(groups=recipe.timestep_groups, trained=trained)
-    if not 0 <= pool.timesteps.min() <= pool.timesteps.max() < trained:
+    groups = time_groups(dit, recipe)
+    if not 0 <= pool.timesteps.min() <= pool.timesteps.max() < groups.trained:
         raise CalibrationError(
-            f"the model has timesteps 0 .. {trained - 1}, the calibration samples have "
+            f"the model has timesteps 0 .. {groups.trained - 1}, the calibration samples have "
             f"{int(pool.timesteps.min())} .. {int(pool.timesteps.max())}"
         )
     formats = {name: recipe.activation_format(name) for name in floats}
@@ -168,6 +169,78 @@ def _assemble(
     return made.eval().requires_grad_(requires_grad=False)
 
 
+def state_of(quantized: QuantizedDit) -> State:
+    """Return codes and scales by layer; with the recipe they are the quantized model."""
+    state: State = {}
+    for name, layer in quantized.layers.items():
+        if layer.weight is not None:
+            codes = encode(layer.weight.format, layer.weight.values.numpy())
+            state[f"{name}.weight_codes"] = torch.from_numpy(codes)
+            state[f"{name}.weight_scales"] = layer.weight.scales
+        if layer.input is not None:
+            state[f"{name}.input_scales"] = layer.input.scales
+    return state
+
+
+def from_state(dit: Dit, recipe: DitRecipe, state: Mapping[str, torch.Tensor]) -> QuantizedDit:
+    """Make a quantized model of what `state_of` gave.
+
+    Args:
+        dit: The float model.
+        recipe: How it was quantized.
+        state: Codes and scales.
+
+    Raises:
+        ModelError: The state is of other layers, shapes or formats.
+    """
+    groups = time_groups(dit, recipe)
+    layers = {}
+    for name, layer in linear_layers(dit.transformer).items():
+        try:
+            layers[name] = QuantizedLayer(
+                weight=_read_weight(recipe.weight_format(name), name, layer, state),
+                input=_read_input(recipe.activation_format(name), name, state, groups.groups),
+            )
+        except (KeyError, ValueError, LutwiseError) as error:
+            raise ModelError(
+                f"layer {name!r} of the quantized model is not what its recipe says: "
+                f"{type(error).__name__}: {error}; quantize again"
+            ) from error
+    return QuantizedDit(
+        transformer=_assemble(dit.transformer, layers, groups),
+        layers=layers,
+        recipe=recipe,
+        groups=groups,
+        source=dit.sha256,
+    )
+
+
+def _read_weight(
+    fmt: Format | None, name: str, layer: nn.Linear, state: Mapping[str, torch.Tensor]
+) -> QuantizedWeight | None:
+    if fmt is None:
+        return None
+    codes, scales = state[f"{name}.weight_codes"], state[f"{name}.weight_scales"]
+    if codes.shape != layer.weight.shape or scales.shape != codes.shape[:1]:
+        raise ValueError(
+            f"weights {tuple(layer.weight.shape)} have codes {tuple(codes.shape)} and scales "
+            f"{tuple(scales.shape)}"
+        )
+    values = torch.from_numpy(decode(fmt, codes.numpy()))
+    return QuantizedWeight(format=fmt, values=values, scales=scales.float())
+
+
+def _read_input(
+    fmt: Format | None, name: str, state: Mapping[str, torch.Tensor], groups: int
+) -> QuantizedInput | None:
+    if fmt is None:
+        return None
+    scales = state[f"{name}.input_scales"]
+    if scales.shape != (groups,):
+        raise ValueError(f"{groups} groups of timesteps have scales {tuple(scales.shape)}")
+    return QuantizedInput(format=fmt, scales=scales.float())
+
+
 def save_quantized(quantized: QuantizedDit, folder: Path) -> None:
     """Write codes and scales, and what they mean.
 
@@ -178,26 +251,19 @@ def save_quantized(quantized: QuantizedDit, folder: Path) -> None:
     Raises:
         OutputError: The place cannot be written.
     """
-    state: State = {}
-    formats: dict[str, dict[str, str]] = {}
-    for name, layer in quantized.layers.items():
-        formats[name] = {"weights": FLOAT, "activations": FLOAT}
-        if layer.weight is not None:
-            formats[name]["weights"] = str(layer.weight.format)
-            codes = encode(layer.weight.format, layer.weight.values.numpy())
-            state[f"{name}.weight_codes"] = torch.from_numpy(codes)
-            state[f"{name}.weight_scales"] = layer.weight.scales
-        if layer.input is not None:
-            formats[name]["activations"] = str(layer.input.format)
-            state[f"{name}.input_scales"] = layer.input.scales
     record = {
         "version": _VERSION,
         "source_sha256": quantized.source,
-        "trained_timesteps": quantized.groups.trained,
         "recipe": quantized.recipe.to_json(),
-        "layers": formats,
+        "layers": {
+            name: {
+                "weights": FLOAT if layer.weight is None else str(layer.weight.format),
+                "activations": FLOAT if layer.input is None else str(layer.input.format),
+            }
+            for name, layer in quantized.layers.items()
+        },
     }
-    write_atomic(folder / STATE_FILE, safetensors.torch.save(state))
+    write_atomic(folder / STATE_FILE, safetensors.torch.save(state_of(quantized)))
     write_atomic(folder / CONFIG_FILE, to_json(record))
 
 
@@ -216,9 +282,7 @@ def load_quantized(dit: Dit, folder: Path) -> QuantizedDit:
         record = json.loads(path.read_bytes())
         if record["version"] != _VERSION:
             raise ValueError(f"version {record['version']!r}, wanted {_VERSION}")
-        source, formats = str(record["source_sha256"]), dict(record["layers"])
-        recipe = DitRecipe.from_json(record["recipe"])
-        trained = int(record["trained_timesteps"])
+        source, recipe = str(record["source_sha256"]), DitRecipe.from_json(record["recipe"])
     except (OSError, ValueError, TypeError, LookupError, RecursionError, LutwiseError) as error:
         raise ModelError(
             f"cannot read the quantized model {path}: {type(error).__name__}: {error}; "
@@ -231,44 +295,10 @@ def load_quantized(dit: Dit, folder: Path) -> QuantizedDit:
         )
     state = load_state(folder / STATE_FILE)
     check_finite(state, str(folder / STATE_FILE))
-    floats = linear_layers(dit.transformer)
-    groups = TimeGroups(groups=recipe.timestep_groups, trained=trained)
-    try:
-        layers = {
-            name: _layer(name, layer, formats[name], state, groups.groups)
-            for name, layer in floats.items()
-        }
-    except (KeyError, ValueError, TypeError, LutwiseError) as error:
-        raise ModelError(
-            f"{folder / STATE_FILE} is not what {CONFIG_FILE} says: "
-            f"{type(error).__name__}: {error}; quantize again"
-        ) from error
-    return QuantizedDit(
-        transformer=_assemble(dit.transformer, layers, groups),
-        layers=layers,
-        recipe=recipe,
-        groups=groups,
-        source=source,
-    )
+    return from_state(dit, recipe, state)
 
 
-def _layer(
-    name: str, layer: nn.Linear, formats: Mapping[str, Any], state: State, groups: int
-) -> QuantizedLayer:
-    weight = source = None
-    if formats["weights"] != FLOAT:
-        fmt = parse_element(formats["weights"])
-        codes, scales = state[f"{name}.weight_codes"], state[f"{name}.weight_scales"]
-        if codes.shape != layer.weight.shape or scales.shape != codes.shape[:1]:
-            raise ValueError(
-                f"{name} has weights {tuple(layer.weight.shape)}, got codes {tuple(codes.shape)} "
-                f"and scales {tuple(scales.shape)}"
-            )
-        values = torch.from_numpy(decode(fmt, codes.numpy()))
-        weight = QuantizedWeight(format=fmt, values=values, scales=scales.float())
-    if formats["activations"] != FLOAT:
-        scales = state[f"{name}.input_scales"]
-        if scales.shape != (groups,):
-            raise ValueError(f"{name} has {groups} scales of its input, got {tuple(scales.shape)}")
-        source = QuantizedInput(format=parse_element(formats["activations"]), scales=scales)
-    return QuantizedLayer(weight=weight, input=source)
+def time_groups(dit: Dit, recipe: DitRecipe) -> TimeGroups:
+    """Return the groups of timesteps that a recipe makes of a model's."""
+    trained = int(dit.scheduler.get("num_train_timesteps", 1000))
+    return TimeGroups(groups=recipe.timestep_groups, trained=trained)

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import click
 
 from lutwise import __version__
+from lutwise.dit_cli import dit
 from lutwise.errors import LutwiseError
 from lutwise.interrupts import interrupted, remember_interrupts
 
@@ -368,6 +369,9 @@ def _doctor(as_json: bool) -> None:
     from lutwise import commands
 
     _print(commands.doctor(), as_json)
+
+
+cli.add_command(dit)
 
 
 def _changes(options: dict[str, Any]) -> dict[str, Any]:
