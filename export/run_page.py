@@ -283,6 +283,19 @@ def _shown(cell: str | Cell) -> str:
     return cell.text if isinstance(cell, Cell) else cell
 
 
+_NAMES: Final = {
+    "bops": "BOPs",
+    "dsps": "DSP48E2",
+    "finn": "FINN",
+    "lut": "LUT",
+    "luts": "LUTs",
+    "mac": "MAC",
+    "macs": "MACs",
+    "mhz": "MHz",
+    "mvau": "MVAU",
+}
+
+
 def _cost(cost: Mapping[str, JsonValue]) -> Markup:
     if not cost:
         return tag("p", "Not priced: the model has no form for hardware.")
@@ -298,7 +311,7 @@ def _cost(cost: Mapping[str, JsonValue]) -> Markup:
 def _flat(values: Mapping[str, JsonValue], before: str) -> Iterator[tuple[str, str]]:
     """Yield names and values of nested mappings in their order."""
     for name, value in values.items():
-        words = f"{before}{name}".replace("_", " ")
+        words = before + " ".join(_NAMES.get(word, word) for word in name.split("_"))
         if isinstance(value, dict):
             yield from _flat(value, f"{words}: " if name != "total" else "")
         elif isinstance(value, bool) or value is None or isinstance(value, str):

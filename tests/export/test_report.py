@@ -199,8 +199,8 @@ def test_run_page_says_what_was_found(tmp_path: Path) -> None:
     for wanted in (
         "92.10 % (90.90 to 93.30)", "90.85 % (89.65 to 92.05)", "90.80 % (89.60 to 92.00)",
         "-1.30 points (-1.85 to -0.75), paired", "99.85 %", "14.2 dB", "onnxruntime 64 640 none",
-        "qonnx 64 640 3", "format: e2m1", "conv1 conv int8 int8 ue2m2", "folded: luts 1,420",
-        "luts: estimated", "ab" * 32, "train images, 256 images", "exact",
+        "qonnx 64 640 3", "format: e2m1", "conv1 conv int8 int8 ue2m2", "folded: LUTs 1,420",
+        "LUTs: estimated", "ab" * 32, "train images, 256 images", "exact",
     ):  # fmt: skip
         assert wanted in text, wanted
 
