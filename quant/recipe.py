@@ -162,7 +162,7 @@ class Recipe(_Model):
     float_layers: tuple[str, ...] = ()
     overrides: tuple[Override, ...] = ()
     calibration: Calibration = Calibration()
-    seed: int = Field(0, ge=0, lt=1 << 32)
+    seed: int = Field(0, ge=0, lt=1 << 32, strict=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -293,8 +293,8 @@ def _set(data: dict[str, Any], key: str, value: Any) -> None:
     if rest:
         if head == "algorithms":
             there = _algorithms(data)
-            if not isinstance(there, Mapping):
-                return  # validation says what is wrong with it
+        if there is not None and not isinstance(there, Mapping):
+            return  # validation says what is wrong with it
         part = dict(there) if isinstance(there, Mapping) else {}
         _set(part, rest, value)
         data[head] = part
