@@ -11,13 +11,14 @@ import torch.nn.functional as F
 
 from lutwise.errors import ConfigError
 from lutwise.hw.bounds import code_integers, is_legal
+from lutwise.hw.constant_unit import ConstantUnit, Registers
 from lutwise.hw.dot_product import smallest_architecture
 from lutwise.hw.layer_unit import MOST_SUM_BITS, LayerUnit
 from lutwise.hw.output_stage import OutputStage
 from lutwise.quant.network import Conv, Linear, Network
 from lutwise.quant.numerics import encode
 
-__all__ = ["differing", "layer_results", "layer_unit", "layer_vectors"]
+__all__ = ["constant_unit", "differing", "layer_results", "layer_unit", "layer_vectors"]
 
 _MOST_FLOAT_BITS: Final = 53
 """Of sums whose float32 results the executor rounds as the exact sum."""
@@ -74,6 +75,50 @@ def layer_unit(
         architecture=smallest_architecture(node.weight_format, activations, simd),
         pipeline=pipeline,
         weights_inside=weights_inside,
+    )
+
+
+def constant_unit(
+    network: Network,
+    node: Conv | Linear,
+    *,
+    name: str,
+    registers: Registers = Registers.NONE,
+    share: bool = True,
+) -> ConstantUnit:
+    """Return a unit that computes all outputs of a layer at one position in each cycle.
+
+    Args:
+        network: Of the layer.
+        node: The layer.
+        name: Of the module.
+        registers: Where there are registers.
+        share: Whether sums that several outputs need are made once.
+
+    Raises:
+        ConfigError: The sums of the layer are wider than a unit's accumulator.
+    """
+    activations = network.tensors[node.input].format
+    assert activations is not None
+    most = MOST_SUM_BITS if node.requantizer else _MOST_FLOAT_BITS
+    if node.accumulator.bits > most:
+        raise ConfigError(
+            f"layer {node.name!r}: its sums of {node.weight_format} times {activations} take "
+            f"{node.accumulator.bits} bits, a constant unit of such a layer has {most} at most; "
+            "use formats with fewer exponent bits"
+        )
+    groups = node.groups if isinstance(node, Conv) else 1
+    codes = node.weight_codes.astype(np.int64)
+    return ConstantUnit(
+        name=name,
+        weights=node.weight_format,
+        activations=activations,
+        weight_codes=codes.reshape(groups, codes.shape[0] // groups, -1),
+        accumulator_bits=max(3, node.accumulator.bits),
+        stage=_output_stage(network, node),
+        bias=tuple(int(code) for code in node.bias_codes),
+        registers=registers,
+        share=share,
     )
 
 

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sites of constant units over weight formats and shapes: what `constant_luts` looks up.
+
+python benchmarks/constant_units.py --csv cost_models/data/constant_products.csv
+
+Weights are normal numbers, quantized with one scale per output that maps the largest to the
+format's largest. What a unit costs depends on its inputs by the width of their numbers, since
+it turns codes into integers first; the sites of that step are left out here. Sites are counted by
+the generator. Rows that the file holds are kept.
+"""
+
+import argparse
+import csv
+import io
+import sys
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from rich.console import Console
+
+from lutwise.cost_models.units import weight_formats
+from lutwise.files import write_atomic
+from lutwise.hw.bounds import accumulator_range, width_of_range
+from lutwise.hw.constant_number import number_bits
+from lutwise.hw.constant_unit import ConstantUnit
+from lutwise.hw.layer_unit import MOST_SUM_BITS
+from lutwise.quant.formats import Format, parse_element
+from lutwise.quant.numerics import encode, quantize
+
+ACTIVATIONS = ("uint2", "uint4", "uint8", "ue3m4", "ue4m4", "ue5m2")
+LENGTHS = (9, 36)
+OUTPUTS = (1, 4, 16, 64)
+SEEDS = {1: 8, 4: 3, 16: 1, 64: 1}
+COLUMNS = ("weights", "number_bits", "outputs", "length", "luts_per_output")
+
+
+def random_unit(
+    weights: Format, activations: Format, length: int, outputs: int, seed: int
+) -> ConstantUnit:
+    """Return a unit of random weights, as a layer has them."""
+    rng = np.random.default_rng(seed)
+    drawn = rng.standard_normal((1, outputs, length))
+    scale = np.abs(drawn).max(axis=2, keepdims=True) / weights.max_value
+    codes: npt.NDArray[np.int64] = encode(weights, quantize(weights, drawn / scale)).astype(
+        np.int64
+    )
+    bits = width_of_range(*accumulator_range(weights, activations, length))
+    return ConstantUnit(
+        name="unit",
+        weights=weights,
+        activations=activations,
+        weight_codes=codes,
+        accumulator_bits=max(3, bits + 1),
+        stage=None,
+        bias=(0,) * outputs,
+    )
+
+
+def rows() -> Iterator[tuple[Format, Format, int, int]]:
+    """Yield the rows of the table: weights, activations, outputs, length."""
+    activations = map(parse_element, ACTIVATIONS)
+    for fmt in activations:
+        for weights, outputs, length in product(weight_formats(), OUTPUTS, LENGTHS):
+            sums = width_of_range(*accumulator_range(weights, fmt, length))
+            if sums < MOST_SUM_BITS:
+                yield weights, fmt, outputs, length
+
+
+def main() -> None:
+    """Count all units that the file does not hold."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--csv", type=Path, required=True)
+    args = parser.parse_args()
+    kept: list[dict[str, str]] = []
+    if args.csv.exists():
+        kept = list(csv.DictReader(io.StringIO(args.csv.read_text(encoding="utf-8"))))
+    done = {tuple(row[name] for name in COLUMNS[:-1]) for row in kept}
+    console = Console(stderr=True)
+    for weights, activations, outputs, length in rows():
+        bits = number_bits(activations)
+        key = (weights.name, str(bits), str(outputs), str(length))
+        if key in done:
+            continue
+        counted = [
+            random_unit(weights, activations, length, outputs, seed).counted_sites()
+            for seed in range(SEEDS[outputs])
+        ]
+        sites = [found.shared + found.sums for found in counted]
+        kept.append(dict(zip(COLUMNS, (*key, f"{np.mean(sites) / outputs:.2f}"), strict=True)))
+        console.print(" ".join(kept[-1].values()))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(kept)
+        write_atomic(args.csv, text.getvalue().encode())
+    sys.stdout.write(f"{len(kept)} rows\n")
+
+
+if __name__ == "__main__":
+    main()

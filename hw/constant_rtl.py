@@ -1,0 +1,433 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Verilog of constant units: numbers of codes, shared sums, one heap per output, its results."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from lutwise.hw.bounds import code_integers, is_legal, width_of_range
+from lutwise.hw.circuit import Circuit, Part, lut_sites
+from lutwise.hw.constant_heap import Chain, Columns, HeapBit, Position, compress
+from lutwise.hw.constant_number import number_sites
+from lutwise.hw.constant_output import level_positions, search_levels
+from lutwise.hw.constant_terms import Signal, Terms, table_sites
+from lutwise.hw.output_stage import Form, OutputStage, result_codes
+from lutwise.hw.requantizer_rtl import REQUANTIZER_PARTS
+from lutwise.hw.verilog import library, module_text
+from lutwise.quant.formats import IntFormat
+
+if TYPE_CHECKING:
+    from lutwise.hw.constant_unit import ConstantUnit
+
+__all__ = ["ConstantEmitted", "ConstantSites", "write_constant_unit"]
+
+_ZERO: Final = "1'b0"
+_ONE: Final = "1'b1"
+_MODULES: Final = ("lw_carry", "lw_table", *REQUANTIZER_PARTS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConstantSites:
+    """LUT sites by part, counted.
+
+    Args:
+        numbers: From codes to integers.
+        shared: Sums and multiples that several outputs use.
+        sums: The outputs' sums.
+        results: From sums to codes, where these are found by thresholds.
+    """
+
+    numbers: float
+    shared: float
+    sums: float
+    results: float
+
+    @property
+    def total(self) -> float:
+        """All parts together."""
+        return self.numbers + self.shared + self.sums + self.results
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConstantEmitted:
+    """A unit as text.
+
+    Args:
+        text: Verilog with all modules that it needs.
+        sites: LUT sites, counted.
+        latency: Rising edges from a vector to its results.
+    """
+
+    text: str
+    sites: ConstantSites
+    latency: int
+
+
+def write_constant_unit(unit: "ConstantUnit") -> ConstantEmitted:
+    """Write a constant unit and all modules that it needs."""
+    writer = _Writer(unit)
+    results = [writer.result(channel) for channel in range(unit.channels)]
+    latency = writer.drive(results)
+    sites = writer.circuit.sites
+    text = module_text(unit.name, unit.ports, writer.circuit.lines)
+    modules = [writer.requantizers[bits] for bits in sorted(writer.requantizers)]
+    return ConstantEmitted(
+        text="\n".join([library(*_MODULES), *modules, text]),
+        sites=ConstantSites(
+            numbers=sites[Part.EXPONENT],
+            shared=sites[Part.MULTIPLY],
+            sums=sites[Part.ADD],
+            results=writer.result_sites,
+        ),
+        latency=latency,
+    )
+
+
+class _Delays:
+    """Wires and the clock edge that they belong to, counted from the inputs'."""
+
+    def __init__(self, circuit: Circuit, *, pipelined: bool) -> None:
+        self._circuit = circuit
+        self._pipelined = pipelined
+        self._level: dict[str, int] = {_ZERO: 0, _ONE: 0}
+        self._late: dict[str, str] = {}
+
+    def made(self, wires: Sequence[str], level: int) -> None:
+        """Say that wires are of a level."""
+        self._level.update(dict.fromkeys(wires, level))
+
+    def level(self, wires: Sequence[str]) -> int:
+        """Return the level at which all of some wires are there."""
+        return max((self._level[wire] for wire in wires), default=0)
+
+    def at(self, wire: str, level: int) -> str:
+        """Return a wire as it is at a later level."""
+        if not self._pipelined or wire in {_ZERO, _ONE}:
+            return wire
+        for _ in range(self._level[wire], level):
+            wire = self._registered(wire)
+        return wire
+
+    def after(self, wires: Sequence[str]) -> list[str]:
+        """Return wires one level on: what a register behind a step gives."""
+        return [self.at(wire, self._level[wire] + 1) for wire in wires]
+
+    def _registered(self, wire: str) -> str:
+        late = self._late.get(wire)
+        if late is None:
+            late = self._circuit.name("late")
+            self._circuit.write(f"reg {late};")
+            self._circuit.write(f"always @(posedge clk) {late} <= {wire};")
+            self._late[wire] = late
+            self._level[late] = self._level[wire] + 1
+        return late
+
+
+class _Writer:
+    """Writes a unit."""
+
+    def __init__(self, unit: "ConstantUnit") -> None:
+        self.circuit = Circuit()
+        self.requantizers: dict[int, str] = {}
+        """Modules by the width of their sums."""
+        self.result_sites = 0.0
+        self._unit = unit
+        self._delays = _Delays(self.circuit, pipelined=unit.registers.value == "stages")
+        numbers = self._numbers()
+        self._signals = [
+            self._signals_of(terms, numbers[group]) for group, terms in enumerate(unit.terms)
+        ]
+
+    def result(self, channel: int) -> list[str]:
+        """Write a channel; return the wires of its result."""
+        unit = self._unit
+        low, high = unit.sum_ranges[channel]
+        if unit.stage is not None and unit.stage.form is Form.THRESHOLDS:
+            return self._delays.after(self._searched(unit.stage, channel, high))
+        added = unit.added(channel)
+        low, high = low + added, high + added
+        bits = width_of_range(min(low, 0), max(high, 0))
+        wires = self._sum(channel, bits, added)
+        width = unit.accumulator_bits if unit.stage is None else max(3, bits + (low >= 0))
+        wires += [wires[-1] if low < 0 else _ZERO] * (width - bits)
+        if unit.stage is None:
+            return wires
+        return self._delays.after(self._requantized(unit.stage, channel, wires))
+
+    def drive(self, results: list[list[str]]) -> int:
+        """Write the output; return the latency."""
+        unit = self._unit
+        wires = [wire for result in results for wire in result]
+        level = self._delays.level(wires) if unit.registers.value == "stages" else 0
+        joined = ", ".join(reversed([self._delays.at(wire, level) for wire in wires]))
+        if unit.registers.value != "output":
+            self.circuit.write(f"assign y = {{{joined}}};")
+            return level
+        self.circuit.write(f"reg [{len(wires) - 1}:0] results;")
+        self.circuit.write(f"always @(posedge clk) results <= {{{joined}}};")
+        self.circuit.write("assign y = results;")
+        return 1
+
+    def _searched(self, stage: OutputStage, channel: int, high: int) -> list[str]:
+        """Write a search among thresholds, with all constants of the sum in them."""
+        constant = self._constant(channel)
+        # What the heap holds is never negative: the sum less its constants.
+        highest = high - constant
+        wires = self._sum(channel, max(1, highest.bit_length()), None)
+        level = self._delays.level(wires)
+        thresholds = [threshold - constant for threshold in stage.thresholds[channel]]
+        reached: list[str] = []
+        for constants in search_levels(thresholds, highest):
+            positions = level_positions(wires, reached, constants)
+            reached.append(write_chain(self.circuit, positions, _ONE)[-1])
+            self.result_sites += len(positions)
+        codes = stage.codes
+        bus, support = self.circuit.table(
+            [("{" + ", ".join(reached) + "}", len(reached))],
+            lambda place: codes[min(place[0], len(codes) - 1)],
+            stage.output.bits,
+            part=None,
+            stem="code",
+        )
+        self.result_sites += sum(map(lut_sites, support))
+        found = [bus[bit] for bit in range(bus.bits)]
+        self._delays.made(found, level)
+        return found
+
+    def _requantized(self, stage: OutputStage, channel: int, wires: list[str]) -> list[str]:
+        """Write a requantizer with a constant for its multiplier."""
+        level = self._delays.level(wires)
+        bits = len(wires)
+        module = f"{self._unit.name}_requantizer{bits}"
+        unit = stage.requantizer(bits)
+        if bits not in self.requantizers:
+            self.requantizers[bits] = unit.emit_alone(module=module)
+        output = stage.output
+        rounded = self.circuit.wire("rounded", output.bits)
+        m = f"{unit.multiplier_bits}'d{stage.multipliers[channel]}"
+        self.circuit.write(
+            f"{module} {self.circuit.name('requantizer')} (.acc({{{', '.join(reversed(wires))}}}), "
+            f".m({m}), .y({rounded.name}));"
+        )
+        text, top = rounded.name, stage.codes[-1]
+        if top != max(result_codes(output), key=lambda code: int(code_integers(output)[code])):
+            # Codes of positive numbers rise with the numbers.
+            positive = f"~{rounded[output.bits - 1]} & " if output.signed else ""
+            most = f"{output.bits}'d{top}"
+            text = f"({positive}({rounded.name} > {most})) ? {most} : {rounded.name}"
+        bus = self.circuit.wire("code", output.bits, text)
+        found = [bus[bit] for bit in range(bus.bits)]
+        self._delays.made(found, level)
+        return found
+
+    def _weighted(self, channel: int) -> Iterator[tuple[int, str, bool]]:
+        """Yield the bits of a channel's heap: power of two, wire, whether it counts negative."""
+        unit = self._unit
+        group, output = divmod(channel, unit.outputs)
+        for row in unit.terms[group].rows[output]:
+            signal = unit.terms[group].signals[row.signal]
+            for at, wire in enumerate(self._signals[group][row.signal]):
+                # The highest bit of two's complement counts negative.
+                yield (
+                    row.shift + at,
+                    wire,
+                    row.negative != (signal.signed and at == signal.bits - 1),
+                )
+
+    def _constant(self, channel: int) -> int:
+        """Return what a channel's heap lacks.
+
+        A bit that counts negative is in the heap as its complement, which is one too many.
+        """
+        return -sum(1 << power for power, _, negative in self._weighted(channel) if negative)
+
+    def _sum(self, channel: int, bits: int, added: int | None) -> list[str]:
+        """Write the sum of a channel, cut to some bits.
+
+        Args:
+            channel: Which one.
+            bits: Width.
+            added: Added to it; ``None`` for what the heap holds, without any constant.
+        """
+        columns: Columns = [[] for _ in range(bits)]
+        for power, wire, negative in self._weighted(channel):
+            if power < bits:
+                columns[power].append(HeapBit(wire, inverted=negative))
+        if added is not None:
+            constant = self._constant(channel) + added
+            for power, column in enumerate(columns):
+                if constant >> power & 1:
+                    column.append(HeapBit(_ONE))
+        wires = [bit.wire for column in columns for bit in column]
+        return self._compressed(columns, self._delays.level(wires))
+
+    def _numbers(self) -> list[list[list[str]]]:
+        """Write the numbers of the inputs; wires per group, input and bit."""
+        unit = self._unit
+        fmt = unit.activations
+        found = []
+        for group in range(unit.groups):
+            numbers = []
+            for product in range(unit.products):
+                first = (group * unit.products + product) * fmt.bits
+                wires = [f"a[{first + bit}]" for bit in range(fmt.bits)]
+                self._delays.made(wires, 0)
+                if not isinstance(fmt, IntFormat):
+                    signal = unit.terms[group].signals[product]
+                    wires = self._decoded(f"a[{first}+:{fmt.bits}]", signal)
+                numbers.append(wires)
+            found.append(numbers)
+        return found
+
+    def _decoded(self, code: str, signal: Signal) -> list[str]:
+        fmt = self._unit.activations
+        numbers = code_integers(fmt)
+        legal = is_legal(fmt)
+        mask = (1 << signal.bits) - 1
+        bus, _ = self.circuit.table(
+            [(code, fmt.bits)],
+            lambda codes: int(numbers[codes[0]]) & mask if legal[codes[0]] else 0,
+            signal.bits,
+            part=None,
+            stem="number",
+        )
+        self.circuit.count(Part.EXPONENT, number_sites(fmt))
+        wires = [bus[bit] for bit in range(bus.bits)]
+        self._delays.made(wires, 0)
+        return self._delays.after(wires)
+
+    def _signals_of(self, terms: Terms, inputs: list[list[str]]) -> list[list[str]]:
+        """Write the sums of a group that are made once; wires per signal and bit."""
+        found = [wires[: terms.signals[at].bits] for at, wires in enumerate(inputs)]
+        for signal in terms.signals[len(inputs) :]:
+            table = table_sites(terms.signals, signal)
+            if table is not None and table <= signal.bits:
+                wires = self._table(terms, signal, found)
+            else:
+                wires = self._added(terms, signal, found)
+            found.append(self._delays.after(wires))
+        return found
+
+    def _table(self, terms: Terms, signal: Signal, found: list[list[str]]) -> list[str]:
+        """Write a sum as a table of the inputs that it depends on."""
+        level = self._delays.level([wire for at in signal.inputs for wire in found[at]])
+        inputs = []
+        for at in signal.inputs:
+            wires = [self._delays.at(wire, level) for wire in found[at]]
+            inputs.append(("{" + ", ".join(reversed(wires)) + "}", len(wires)))
+        mask = (1 << signal.bits) - 1
+
+        def value(codes: Sequence[int]) -> int:
+            numbers = {}
+            for at, code in zip(signal.inputs, codes, strict=True):
+                source = terms.signals[at]
+                negative = source.signed and code >> (source.bits - 1)
+                numbers[at] = code - (1 << source.bits) if negative else code
+            return _number(terms, signal, numbers) & mask
+
+        bus, _ = self.circuit.table(inputs, value, signal.bits, part=Part.MULTIPLY, stem="multiple")
+        wires = [bus[bit] for bit in range(bus.bits)]
+        self._delays.made(wires, level)
+        return wires
+
+    def _added(self, terms: Terms, signal: Signal, found: list[list[str]]) -> list[str]:
+        """Write a sum as an adder; what lies below the shifted operand passes it by."""
+        pair = signal.pair
+        assert pair is not None
+        one, other = found[pair.one], found[pair.other]
+        level = self._delays.level([*one, *other])
+        one = [self._delays.at(wire, level) for wire in one]
+        other = [self._delays.at(wire, level) for wire in other]
+        signs = [terms.signals[at].signed for at in (pair.one, pair.other)]
+        low, high = one[: pair.shift], one[pair.shift :]
+        low += [one[-1] if signs[0] else _ZERO] * (pair.shift - len(low))
+        bits = signal.bits - pair.shift
+        if not high:
+            high = [one[-1] if signs[0] else _ZERO]
+        first = _joined(high, bits, signed=signs[0])
+        second = _joined(other, bits, signed=signs[1])
+        total = self.circuit.add(
+            first,
+            f"~{second}" if pair.negative else second,
+            _ONE if pair.negative else _ZERO,
+            bits,
+            part=Part.MULTIPLY,
+            stem="shared",
+        )
+        wires = [total[bit] for bit in range(bits)]
+        self._delays.made(wires, level)
+        return [*low, *wires]
+
+    def _compressed(self, columns: Columns, level: int) -> list[str]:
+        """Write what adds a heap; its bits are brought to one level, and stay at one."""
+        delays = self._delays
+
+        def settle(heap: Columns) -> Columns:
+            nonlocal level
+            level += 1
+            return moved(heap)
+
+        def moved(heap: Columns) -> Columns:
+            return [
+                [HeapBit(delays.at(bit.wire, level), bit.inverted) for bit in column]
+                for column in heap
+            ]
+
+        def write(chain: Chain) -> list[str]:
+            wires = self._chain(chain)
+            delays.made(wires, level)
+            return wires
+
+        found = compress(moved(columns), write, settle)
+        wires = []
+        for bit in found:
+            if bit is None:
+                wires.append(_ZERO)
+            elif bit.inverted:
+                inverse = self.circuit.wire("inverse", 1, f"~{bit.wire}").name
+                delays.made([inverse], level)
+                wires.append(inverse)
+            else:
+                wires.append(bit.wire)
+        return delays.after(wires)
+
+    def _chain(self, chain: Chain) -> list[str]:
+        bus = write_chain(self.circuit, chain.positions, chain.carry)
+        self.circuit.count(Part.ADD, len(chain.positions))
+        return bus
+
+
+def write_chain(circuit: Circuit, positions: Sequence[Position], carry: str) -> list[str]:
+    """Write a carry chain; return the wires of its sum. The caller counts its sites."""
+    count = len(positions)
+    select = sum(position.select << (64 * at) for at, position in enumerate(positions))
+    data = sum(position.data << (32 * at) for at, position in enumerate(positions))
+    bypass = sum(position.bypass << at for at, position in enumerate(positions))
+    wires = [wire for position in positions for wire in _padded(position)]
+    bus = circuit.wire("row", count)
+    circuit.write(
+        f"lw_carry #(.N({count}), .SELECT({64 * count}'h{select:x}), "
+        f".DATA({32 * count}'h{data:x}), .BYPASS({count}'h{bypass:x})) {circuit.name('carry')} "
+        f"(.x({{{', '.join(reversed(wires))}}}), .cin({carry}), .y({bus.name}));"
+    )
+    return [bus[at] for at in range(count)]
+
+
+def _padded(position: Position) -> tuple[str, ...]:
+    return (*position.wires, *[_ZERO] * (6 - len(position.wires)))
+
+
+def _joined(wires: Sequence[str], bits: int, *, signed: bool) -> str:
+    """Return an expression that cuts or extends bits, lowest first."""
+    above = wires[-1] if signed else _ZERO
+    wires = [*wires, *[above] * (bits - len(wires))][:bits]
+    return "{" + ", ".join(reversed(wires)) + "}"
+
+
+def _number(terms: Terms, signal: Signal, numbers: dict[int, int]) -> int:
+    """Return the value of a signal for numbers of its inputs."""
+    pair = signal.pair
+    if pair is None:
+        return numbers[signal.inputs[0]]
+    one, other = (_number(terms, terms.signals[at], numbers) for at in (pair.one, pair.other))
+    return one + ((-other if pair.negative else other) << pair.shift)
