@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -85,8 +85,8 @@ class Block:
 
     def __call__(self) -> Tensor:
         """Run the block once."""
-        block = self.transformer.transformer_blocks[0]  # type: ignore[index]
-        result: Tensor = block(self._hidden, **self._arguments)
+        blocks = cast("nn.ModuleList", self.transformer.transformer_blocks)
+        result: Tensor = blocks[0](self._hidden, **self._arguments)
         return result
 
     def cycle(self, interval: int) -> Seconds:

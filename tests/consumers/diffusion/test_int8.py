@@ -204,3 +204,17 @@ def test_bad_input_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(int8, "available_backends", lambda: (Backend.INT_MM,))
     with pytest.raises(ConfigError, match="onednn sums no int8 products exactly on this machine"):
         to_int8(net, {"0": good}, backend=Backend.ONEDNN)
+
+
+def test_the_speed_benchmark_measures_what_it_says() -> None:
+    from benchmarks.dit_speed import INTERVALS, measure
+
+    row = measure(2, (2, 8, 16), Backend.INT_MM, repeats=3, seconds=0.0)
+    names = {f"{kind} N={n}" for kind in ("float", "int8") for n in INTERVALS}
+    assert set(row["times"]) == names | {"float reuse", "int8 reuse"}
+    assert row["repetitions"] == 3
+    assert row["backends"] == ["int_mm"]
+    assert 0 < row["relative_squared_error"] < 1e-2
+    base = row["times"]["float N=1"]["median_ms"]
+    for name, ratio in row["speedup"].items():
+        assert ratio == round(base / row["times"][name]["median_ms"], 2)
