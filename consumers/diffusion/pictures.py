@@ -8,6 +8,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 import torch
+from matplotlib.ticker import MaxNLocator
 from torch import nn
 
 from lutwise.errors import ConfigError
@@ -129,6 +130,7 @@ def draw_variances(
                 steps, curve / reference, label=name,
                 color=_COLOURS[i % len(_COLOURS)], linestyle=_LINES[i % len(_LINES)],
             )  # fmt: skip
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("sampling step, noise on the left")
         axes.set_ylabel(f"variance of latents / {next(iter(curves))}")
         axes.set_xlim(0, max(1, len(steps) - 1))

@@ -2,6 +2,7 @@
 """Quantize, cache and compensate a model; sample it beside the float one; say what differs."""
 
 import hashlib
+import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -228,8 +229,8 @@ def run_dit(job: DitJob, out: Path, *, tell: Tell = silent) -> dict[str, Any]:
     save_quantized(run.quantized, out)
     job.schedule.save(out / "schedule.json")
     tell("measure")
-    metrics = _metrics(run, made)
-    write_atomic(out / METRICS_FILE, to_json(metrics))
+    content = to_json(_metrics(run, made))
+    write_atomic(out / METRICS_FILE, content)
     tell("draw")
     vae = job.dit.load_vae()
     shown = min(_SHOWN, job.samples)
@@ -243,6 +244,7 @@ def run_dit(job: DitJob, out: Path, *, tell: Tell = silent) -> dict[str, Any]:
         run.reference[0].timesteps,
         out / "variance.png",
     )
+    metrics: dict[str, Any] = json.loads(content)
     return metrics
 
 

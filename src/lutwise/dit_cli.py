@@ -116,8 +116,15 @@ def _run(**options: Any) -> None:
     quantized and fitted; the same command continues a run that was stopped.
     """
     from lutwise import dit_commands
+
+    _print(dit_commands.run(options), as_json=options["as_json"])
+
+
+def _print(result: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(result, indent=2))
+        return
     from lutwise.commands import for_people
 
-    found = dit_commands.run(options)
-    for line in [json.dumps(found, indent=2)] if options["as_json"] else for_people(found):
+    for line in for_people(result):
         click.echo(line)
