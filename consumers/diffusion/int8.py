@@ -31,6 +31,7 @@ import torch
 from onnx import TensorProto, helper
 from torch import Tensor, nn
 
+from lutwise.consumers.diffusion.fake_quant import QuantizedLayer
 from lutwise.errors import CalibrationError, ConfigError, UnsupportedLayerError
 from lutwise.quant import kernels
 from lutwise.quant.formats import IntFormat
@@ -42,6 +43,7 @@ __all__ = [
     "available_backends",
     "fastest_backend",
     "largest_scales",
+    "scales_of",
     "to_int8",
 ]
 
@@ -108,6 +110,28 @@ def largest_scales(layer: nn.Linear, largest_input: float) -> Int8Scales:
         input=largest_input / INPUT.max_value,
         weight=torch.where(largest > 0, largest / WEIGHT.max_value, 1.0),
     )
+
+
+def scales_of(quantized: QuantizedLayer) -> Int8Scales:
+    """Return the scales of a fake-quantized layer.
+
+    Raises:
+        UnsupportedLayerError: Its weights or input are not int8, or the input has a scale per
+            group of timesteps.
+    """
+    weight, given = quantized.weight, quantized.input
+    if weight is None or given is None or (weight.format, given.format) != (WEIGHT, INPUT):
+        formats = [str(part.format) if part else "float" for part in (weight, given)]
+        raise UnsupportedLayerError(
+            f"int8 computes weights in {WEIGHT} and inputs in {INPUT}, this layer has "
+            f"{' and '.join(formats)}"
+        )
+    if len(given.scales) != 1:
+        raise UnsupportedLayerError(
+            f"int8 has one scale for a layer's input, this one has {len(given.scales)} for groups "
+            "of timesteps; quantize with one group"
+        )
+    return Int8Scales(input=float(given.scales[0]), weight=weight.scales)
 
 
 class Int8Linear(nn.Module):

@@ -4,6 +4,13 @@ import torch
 from torch import Tensor, nn
 
 from lutwise.consumers.diffusion import int8
+from lutwise.consumers.diffusion.fake_quant import (
+    Clock,
+    FakeQuantLinear,
+    QuantizedInput,
+    QuantizedLayer,
+    TimeGroups,
+)
 from lutwise.consumers.diffusion.int8 import (
     Backend,
     Int8Linear,
@@ -11,11 +18,13 @@ from lutwise.consumers.diffusion.int8 import (
     available_backends,
     fastest_backend,
     largest_scales,
+    scales_of,
     to_int8,
 )
 from lutwise.errors import CalibrationError, ConfigError, UnsupportedLayerError
 from lutwise.quant import kernels
 from lutwise.quant.formats import parse_element, parse_weight
+from lutwise.quant.quantized import QuantizedWeight
 
 SHAPES = [(1, 8, 5), (7, 30, 64), (64, 128, 33), (3, 512, 16)]
 
@@ -146,6 +155,44 @@ def test_weights_that_are_on_the_grid_keep_their_codes() -> None:
         backend=Backend.INT_MM,
     )
     assert torch.equal(made.codes.long(), codes)
+
+
+def quantized(weights: str, inputs: str, groups: int = 1) -> QuantizedLayer:
+    codes = torch.randint(-7, 8, (6, 9), generator=torch.Generator().manual_seed(0)).double()
+    return QuantizedLayer(
+        weight=QuantizedWeight(
+            format=parse_weight(weights), values=codes, scales=torch.linspace(0.01, 0.02, 6)
+        ),
+        input=QuantizedInput(format=parse_element(inputs), scales=torch.full((groups,), 0.05)),
+    )
+
+
+def test_a_fake_quantized_layer_becomes_an_int8_layer() -> None:
+    made = quantized("int8", "int8")
+    assert made.weight is not None
+    net = nn.Sequential(
+        FakeQuantLinear(layer(9, 6), made, Clock(TimeGroups(groups=1, trained=1000)))
+    )
+    real = to_int8(net, {"0": scales_of(made)})
+    converted = real.get_submodule("0")
+    assert isinstance(converted, Int8Linear)
+    assert torch.equal(converted.codes.double(), made.weight.values)
+    x = rows(20, 9)
+    torch.testing.assert_close(real(x), net(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("layer_", "message"),
+    [
+        (quantized("int4", "int8"), "int8n and inputs in int8, this layer has int4n and int8"),
+        (quantized("int8", "e4m3"), "has int8n and e4m3"),
+        (QuantizedLayer(weight=None, input=None), "has float and float"),
+        (quantized("int8", "int8", groups=3), "this one has 3 for groups of timesteps"),
+    ],
+)
+def test_other_fake_quantized_layers_are_refused(layer_: QuantizedLayer, message: str) -> None:
+    with pytest.raises(UnsupportedLayerError, match=message):
+        scales_of(layer_)
 
 
 @pytest.mark.parametrize("guided", [1, 2])
