@@ -212,7 +212,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=25)
-    parser.add_argument("--seconds", type=float, default=40.0, help="per batch")
+    parser.add_argument("--seconds", type=float, default=30.0, help="per batch")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--backend", type=Backend, choices=list(Backend))
     parser.add_argument("--heads", type=int, default=HEADS)
