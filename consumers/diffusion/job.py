@@ -13,6 +13,7 @@ from lutwise.consumers.diffusion.calibration import TapParameters
 from lutwise.consumers.diffusion.compensation import METHODS
 from lutwise.consumers.diffusion.forecast import Reuse, Taylor
 from lutwise.consumers.diffusion.model import Dit
+from lutwise.consumers.diffusion.quantized import linear_layers
 from lutwise.consumers.diffusion.recipe import DitRecipe
 from lutwise.consumers.diffusion.sampling import Caching, SamplingSettings
 from lutwise.consumers.diffusion.schedule import CacheSchedule
@@ -83,7 +84,7 @@ class DitJob:
 
     Raises:
         ConfigError: A number is out of range, no such compensation, a class that the model has
-            not, or a schedule for another model.
+            not, an override of no layer, or a schedule for another model.
     """
 
     dit: Dit
@@ -111,6 +112,7 @@ class DitJob:
             raise ConfigError(
                 f"{self.dit.name} has classes 0 .. {self.dit.classes - 1}, got {self.classes}"
             )
+        self.recipe.check_globs(linear_layers(self.dit.transformer))
         blocks = len(blocks_of(self.dit.transformer))
         self.schedule.check(steps=self.sampling.steps, blocks=blocks)
 
