@@ -30,10 +30,11 @@ from lutwise.hw.layer_unit import MOST_SUM_BITS
 from lutwise.quant.formats import Format, parse_element
 from lutwise.quant.numerics import encode, quantize
 
-ACTIVATIONS = ("uint2", "uint4", "uint8", "ue3m4", "ue4m4", "ue5m2")
-LENGTHS = (9, 36)
+ACTIVATIONS = ("uint4", "uint8", "ue4m4", "uint2")
+LENGTHS = (9, 36, 144)
+MOST_PRODUCTS = 2400
 OUTPUTS = (1, 4, 16, 64)
-SEEDS = {1: 8, 4: 3, 16: 1, 64: 1}
+SEEDS = {1: 6, 4: 3, 16: 1, 64: 1}
 COLUMNS = ("weights", "number_bits", "outputs", "length", "luts_per_output")
 
 
@@ -65,7 +66,7 @@ def rows() -> Iterator[tuple[Format, Format, int, int]]:
     for fmt in activations:
         for weights, outputs, length in product(weight_formats(), OUTPUTS, LENGTHS):
             sums = width_of_range(*accumulator_range(weights, fmt, length))
-            if sums < MOST_SUM_BITS:
+            if sums < MOST_SUM_BITS and outputs * length <= MOST_PRODUCTS:
                 yield weights, fmt, outputs, length
 
 

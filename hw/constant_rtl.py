@@ -318,12 +318,12 @@ class _Writer:
         mask = (1 << signal.bits) - 1
 
         def value(codes: Sequence[int]) -> int:
-            numbers = {}
-            for at, code in zip(signal.inputs, codes, strict=True):
+            total = 0
+            for (at, factor), code in zip(signal.weights, codes, strict=True):
                 source = terms.signals[at]
                 negative = source.signed and code >> (source.bits - 1)
-                numbers[at] = code - (1 << source.bits) if negative else code
-            return _number(terms, signal, numbers) & mask
+                total += factor * (code - (1 << source.bits) if negative else code)
+            return total & mask
 
         bus, _ = self.circuit.table(inputs, value, signal.bits, part=Part.MULTIPLY, stem="multiple")
         wires = [bus[bit] for bit in range(bus.bits)]
@@ -338,18 +338,22 @@ class _Writer:
         level = self._delays.level([*one, *other])
         one = [self._delays.at(wire, level) for wire in one]
         other = [self._delays.at(wire, level) for wire in other]
-        signs = [terms.signals[at].signed for at in (pair.one, pair.other)]
-        low, high = one[: pair.shift], one[pair.shift :]
-        low += [one[-1] if signs[0] else _ZERO] * (pair.shift - len(low))
-        bits = signal.bits - pair.shift
-        if not high:
-            high = [one[-1] if signs[0] else _ZERO]
-        first = _joined(high, bits, signed=signs[0])
-        second = _joined(other, bits, signed=signs[1])
+        one_signed, other_signed = (terms.signals[at].signed for at in (pair.one, pair.other))
+        if pair.flipped:
+            low: list[str] = []
+            bits = signal.bits
+            first = _joined([*[_ZERO] * pair.shift, *other], bits, signed=other_signed)
+            second, minus = _joined(one, bits, signed=one_signed), True
+        else:
+            one += [one[-1] if one_signed else _ZERO] * (pair.shift + 1 - len(one))
+            low = one[: pair.shift]
+            bits = signal.bits - pair.shift
+            first = _joined(one[pair.shift :], bits, signed=one_signed)
+            second, minus = _joined(other, bits, signed=other_signed), pair.negative
         total = self.circuit.add(
             first,
-            f"~{second}" if pair.negative else second,
-            _ONE if pair.negative else _ZERO,
+            f"~{second}" if minus else second,
+            _ONE if minus else _ZERO,
             bits,
             part=Part.MULTIPLY,
             stem="shared",
@@ -422,12 +426,3 @@ def _joined(wires: Sequence[str], bits: int, *, signed: bool) -> str:
     above = wires[-1] if signed else _ZERO
     wires = [*wires, *[above] * (bits - len(wires))][:bits]
     return "{" + ", ".join(reversed(wires)) + "}"
-
-
-def _number(terms: Terms, signal: Signal, numbers: dict[int, int]) -> int:
-    """Return the value of a signal for numbers of its inputs."""
-    pair = signal.pair
-    if pair is None:
-        return numbers[signal.inputs[0]]
-    one, other = (_number(terms, terms.signals[at], numbers) for at in (pair.one, pair.other))
-    return one + ((-other if pair.negative else other) << pair.shift)

@@ -13,7 +13,7 @@ which follows from the heap.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Final
 
@@ -45,12 +45,14 @@ class Pair:
         other: Index of another one, or the same.
         shift: The other one is shifted up by so many bits.
         negative: The other one is subtracted.
+        flipped: The whole is negated: without it, no number would be positive.
     """
 
     one: int
     other: int
     shift: int
     negative: bool
+    flipped: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,14 +62,14 @@ class Signal:
     Args:
         low: Least number.
         high: Greatest number.
+        weights: What it is a sum of: inputs and their factors.
         pair: What it is made of; ``None`` for an input.
-        inputs: Inputs that it depends on, where these are few enough for a table.
     """
 
     low: int
     high: int
+    weights: tuple[tuple[int, int], ...]
     pair: Pair | None = None
-    inputs: tuple[int, ...] = ()
 
     @property
     def bits(self) -> int:
@@ -78,6 +80,11 @@ class Signal:
     def signed(self) -> bool:
         """Whether some number is negative."""
         return self.low < 0
+
+    @property
+    def inputs(self) -> tuple[int, ...]:
+        """Inputs that it depends on."""
+        return tuple(at for at, _ in self.weights)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -124,7 +131,9 @@ def terms_of(
         ranges: Least and greatest number per input.
         share: Whether to look for sums that several outputs need.
     """
-    signals = [Signal(low=low, high=high, inputs=(at,)) for at, (low, high) in enumerate(ranges)]
+    signals = [
+        Signal(low=low, high=high, weights=((at, 1),)) for at, (low, high) in enumerate(ranges)
+    ]
     rows = [
         {
             Row(signal, shift, negative)
@@ -155,11 +164,13 @@ def _share(signals: list[Signal], rows: list[set[Row]], inputs: range) -> None:
         for gain, pair, key in _worthwhile(signals, places):
             one, other = places.occurrences(table, key)
             signal = _signal_of(signals, pair)
-            now = len(one) * _saved_sites(signals, pair, signal) - _cost(signals, pair, signal)
+            now = len(one) * _saved_sites(signals, pair, signal) - _cost(signals, signal)
             if now < max(_PATIENCE * gain, _LEAST_GAIN):
                 continue
+            assert signal.pair is not None
+            flipped = signal.pair.flipped
             made += [
-                (output, Row(len(signals), row.shift, row.negative))
+                (output, Row(len(signals), row.shift, row.negative != flipped))
                 for output, row in table.take(one, other)
             ]
             signals.append(signal)
@@ -272,24 +283,28 @@ def _worthwhile(signals: list[Signal], places: _Places) -> list[tuple[float, Pai
         )
         signal = _signal_of(signals, pair)
         saved = int(places.counts[key]) * _saved_sites(signals, pair, signal)
-        gain = saved - _cost(signals, pair, signal)
+        gain = saved - _cost(signals, signal)
         if gain > _LEAST_GAIN:
             found.append((gain, pair, key))
     return sorted(found, key=lambda entry: -entry[0])
 
 
 def _signal_of(signals: list[Signal], pair: Pair) -> Signal:
-    """Return the sum of a pair."""
+    """Return the sum of a pair, negated if no number of it were positive else."""
     one, other = signals[pair.one], signals[pair.other]
-    low, high = other.low << pair.shift, other.high << pair.shift
-    if pair.negative:
+    factors = dict(one.weights)
+    for at, weight in other.weights:
+        moved = weight << pair.shift
+        factors[at] = factors.get(at, 0) + (-moved if pair.negative else moved)
+    low = high = 0
+    for at, factor in factors.items():
+        ends = factor * signals[at].low, factor * signals[at].high
+        low, high = low + min(ends), high + max(ends)
+    if high <= 0:
+        pair = replace(pair, flipped=True)
+        factors = {at: -factor for at, factor in factors.items()}
         low, high = -high, -low
-    return Signal(
-        low=one.low + low,
-        high=one.high + high,
-        pair=pair,
-        inputs=tuple(sorted({*one.inputs, *other.inputs})),
-    )
+    return Signal(low=low, high=high, weights=tuple(sorted(factors.items())), pair=pair)
 
 
 def _saved_sites(signals: list[Signal], pair: Pair, signal: Signal) -> float:
@@ -298,10 +313,13 @@ def _saved_sites(signals: list[Signal], pair: Pair, signal: Signal) -> float:
     return SITES_PER_BIT * (before - signal.bits)
 
 
-def _cost(signals: list[Signal], pair: Pair, signal: Signal) -> float:
+def _cost(signals: list[Signal], signal: Signal) -> float:
     """Return the sites that make a pair."""
+    pair = signal.pair
+    assert pair is not None
     table = table_sites(signals, signal)
-    added = float(signal.bits - pair.shift)
+    # What lies below the shifted operand passes an adder by, but not where that is negated.
+    added = float(signal.bits - (0 if pair.flipped else pair.shift))
     return added if table is None else min(table, added)
 
 
