@@ -7,7 +7,7 @@ from html import escape
 
 __all__ = ["Cell", "Markup", "facts", "join", "raw", "table", "tag"]
 
-_EMPTY = frozenset({"meta", "br"})
+_EMPTY = frozenset({"meta", "br", "img"})
 
 
 class Markup(str):

@@ -7,7 +7,7 @@ from typing import Final
 
 from lutwise.export.markup import Markup, join, raw, tag
 
-__all__ = ["figure", "page", "section"]
+__all__ = ["figure", "page", "picture", "section"]
 
 _CSS: Final = """
 :root{color-scheme:light dark;--paper:#fff;--ink:#1f2328;--muted:#59636e;--grid:#e3e7eb;
@@ -41,7 +41,7 @@ padding:.6rem 1rem;margin:1rem 0;background:var(--mark)}
 .good{color:var(--good);font-weight:600}.bad{color:var(--bad);font-weight:600}
 figure{margin:1rem 0}figcaption{color:var(--muted);font-size:.88rem;max-width:52rem}
 .scroll{overflow-x:auto}.scroll:focus-visible{outline:2px solid var(--integer)}
-svg{display:block;width:100%;height:auto}.wide svg{min-width:56rem}
+svg{display:block;width:100%;height:auto}img{max-width:100%;height:auto}.wide svg{min-width:56rem}
 table{border-collapse:collapse;font-size:.86rem;font-variant-numeric:tabular-nums;width:100%}
 caption{text-align:left;color:var(--muted);padding:0 0 .4rem}
 th,td{padding:.32rem .6rem;border-bottom:1px solid var(--line);text-align:left;
@@ -114,7 +114,7 @@ def page(title: str, *content: str) -> str:
     digest = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
     policy = (
         "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
-        f"script-src 'sha256-{digest}'"
+        f"img-src data:; script-src 'sha256-{digest}'"
     )
     head = tag(
         "head",
@@ -146,3 +146,15 @@ def figure(svg: str, label: str, caption: str, *, wide: bool = False) -> Markup:
     picture = tag("div", raw(svg), role="img", aria_label=label)
     box = tag("div", picture, class_="scroll wide" if wide else "scroll", tabindex="0")
     return tag("figure", box, tag("figcaption", caption))
+
+
+def picture(png: bytes, label: str, caption: str) -> Markup:
+    """Return a picture of pixels, held in the page itself, with a caption.
+
+    Args:
+        png: The file's content.
+        label: What it shows, for those who cannot see it.
+        caption: Below it.
+    """
+    source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+    return tag("figure", tag("img", src=source, alt=label), tag("figcaption", caption))

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What samples of a model are worth, beside the float model's of the same noise."""
 
-from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from lutwise.consumers.diffusion.classifier import FeatureClassifier
 from lutwise.consumers.diffusion.metrics import (
@@ -19,14 +19,65 @@ from lutwise.consumers.diffusion.metrics import (
 from lutwise.consumers.diffusion.model import Dit
 from lutwise.consumers.diffusion.sampling import Samples
 from lutwise.consumers.diffusion.zoo import CLASSIFIER, MODELS, load_digits
+from lutwise.quant.checkpoints import state_sha256
 
 __all__ = ["Judge", "compare", "judge_of", "variance_by_step"]
 
-Judge = Callable[[Samples], dict[str, Any]]
-"""Measures samples by themselves."""
-
 _SPREAD: Final = 20
 """Samples from which on a distance has a spread."""
+
+
+class Judge:
+    """Measures samples by themselves, in the features of a classifier.
+
+    Args:
+        classifier: Trained on images like the real ones.
+        images: Real ones, shape (n, c, h, w).
+    """
+
+    def __init__(self, classifier: FeatureClassifier, images: Tensor) -> None:
+        self._classifier = classifier
+        self.real = classifier.features(images)
+        self.sha256 = state_sha256({**classifier.state_dict(), "images": images})
+
+    def features(self, samples: Samples) -> Tensor:
+        """Return the features of samples, shape (n, features)."""
+        return self._classifier.features(samples.latents)
+
+    @torch.no_grad()
+    def share_of_wanted_class(self, samples: Samples) -> float:
+        """Return how many samples the classifier takes for their class, 0 .. 1."""
+        right = self._classifier(samples.latents).argmax(1) == samples.labels
+        return float(right.double().mean())
+
+    @staticmethod
+    def distance(features: Tensor, others: Tensor) -> dict[str, float | None]:
+        """Return the Frechet distance of two sets of features, and how sure it is.
+
+        Args:
+            features: Shape (n, features).
+            others: Shape (m, features).
+
+        Returns:
+            The value; without its bias of order 1/n; the jackknife's standard error. Of few
+            samples only the value.
+        """
+        value = frechet_distance(features, others)
+        if min(len(features), len(others)) < _SPREAD:
+            return {"value": value, "unbiased": None, "standard_error": None}
+        estimate = frechet_estimate(features, others)
+        return {
+            "value": value,
+            "unbiased": estimate.value,
+            "standard_error": estimate.standard_error,
+        }
+
+    def measure(self, samples: Samples) -> dict[str, Any]:
+        """Return the distance of samples to the real images, and how many are as wanted."""
+        return {
+            "frechet": self.distance(self.features(samples), self.real),
+            "of_the_wanted_class": self.share_of_wanted_class(samples),
+        }
 
 
 def judge_of(dit: Dit) -> Judge | None:
@@ -36,23 +87,9 @@ def judge_of(dit: Dit) -> Judge | None:
     """
     if dit.folder != MODELS["zoo/dit-digits"]:
         return None
-    classifier = FeatureClassifier.load(CLASSIFIER)
     digits = load_digits()
-    real = classifier.features(torch.cat([digits.train_images, digits.test_images]))
-
-    @torch.no_grad()
-    def judge(found: Samples) -> dict[str, Any]:
-        features = classifier.features(found.latents)
-        right = classifier(found.latents).argmax(1) == found.labels
-        entry: dict[str, Any] = {
-            "frechet_distance": frechet_distance(features, real),
-            "of_the_wanted_class": float(right.float().mean()),
-        }
-        if len(features) >= _SPREAD:
-            entry["frechet_unbiased"] = asdict(frechet_estimate(features, real))
-        return entry
-
-    return judge
+    images = torch.cat([digits.train_images, digits.test_images])
+    return Judge(FeatureClassifier.load(CLASSIFIER), images)
 
 
 def compare(found: Samples, reference: Samples) -> dict[str, Any]:

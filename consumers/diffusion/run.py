@@ -5,7 +5,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -17,12 +17,14 @@ from torch import nn
 
 from lutwise.consumers.diffusion.calibration import SamplePool, select
 from lutwise.consumers.diffusion.compensation import Compensation
+from lutwise.consumers.diffusion.cost import DitCost, DitSize, LayerFormats, dit_cost
 from lutwise.consumers.diffusion.evaluation import compare, judge_of, variance_by_step
 from lutwise.consumers.diffusion.job import DitJob, Use
 from lutwise.consumers.diffusion.pictures import as_images, draw_grid, draw_variances
 from lutwise.consumers.diffusion.quantized import (
     QuantizedDit,
     from_state,
+    linear_layers,
     quantize_dit,
     save_quantized,
     state_of,
@@ -30,17 +32,29 @@ from lutwise.consumers.diffusion.quantized import (
 from lutwise.consumers.diffusion.sampling import Samples, sample
 from lutwise.consumers.diffusion.schedule import CacheSchedule, Part
 from lutwise.consumers.diffusion.sequential_fit import fit_in_sequence
-from lutwise.consumers.diffusion.work import sampling_work
 from lutwise.files import write_atomic
 from lutwise.quant.progress import Tell, silent
 from lutwise.workspace import Steps, code_digest, to_json, tool_versions
 
-__all__ = ["METRICS_FILE", "DitRun", "run_dit", "versions"]
+__all__ = ["METRICS_FILE", "DitRun", "Seconds", "job_cost", "run_dit", "versions"]
 
 METRICS_FILE: Final = "metrics.json"
 
 _SHOWN: Final = 16
 """Samples in the picture."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seconds:
+    """What sampling took.
+
+    Args:
+        clock: From start to end.
+        processor: Of all threads; waiting for other processes does not count.
+    """
+
+    clock: float
+    processor: float
 
 
 class DitRun:
@@ -108,14 +122,19 @@ class DitRun:
         state = {name: torch.from_numpy(value) for name, value in kept.items()}
         return from_state(job.dit, job.recipe, state)
 
+    @property
+    def reference_key(self) -> dict[str, Any]:
+        """All that `reference` depends on."""
+        return {**self._base, **self._drawn(Use.EVALUATION, self.job.samples)}
+
     @cached_property
-    def reference(self) -> tuple[Samples, float]:
+    def reference(self) -> tuple[Samples, Seconds]:
         """What the float model makes for evaluation, and in how many seconds."""
         job = self.job
-        key = {**self._base, **self._drawn(Use.EVALUATION, job.samples)}
         return self._sampled(
-            "dit-float", key, job.dit.transformer, Use.EVALUATION, job.samples, what="sample float"
-        )
+            "dit-float", self.reference_key, job.dit.transformer, Use.EVALUATION, job.samples,
+            what="sample float",
+        )  # fmt: skip
 
     @cached_property
     def compensation(self) -> Compensation | None:
@@ -145,19 +164,35 @@ class DitRun:
             groups=tuple(range(settings.steps)),
         )
 
-    def made(self, compensation: Compensation | None) -> tuple[Samples, float]:
+    def made_key(self, *, compensated: bool) -> dict[str, Any]:
+        """Return all that `made` depends on.
+
+        Args:
+            compensated: With the job's compensation, or without any.
+        """
+        key = self._fitted if compensated else self._calibrated
+        return {**key, "evaluation": self._drawn(Use.EVALUATION, self.job.samples)}
+
+    def made(self, compensation: Compensation | None) -> tuple[Samples, Seconds]:
         """Return what the quantized and cached model makes, and in how many seconds.
 
         Args:
             compensation: To apply; None for none.
         """
         job = self.job
-        key = self._calibrated if compensation is None else self._fitted
         return self._sampled(
-            "dit-sample", {**key, "evaluation": self._drawn(Use.EVALUATION, job.samples)},
+            "dit-sample", self.made_key(compensated=compensation is not None),
             self.quantized.transformer, Use.EVALUATION, job.samples,
             caching=job.caching, corrector=compensation, what="sample quantized",
         )  # fmt: skip
+
+    def forget_made(self, *, compensated: bool) -> None:
+        """Drop the kept samples of `made`."""
+        self._steps.forget("dit-sample", self.made_key(compensated=compensated))
+
+    def forget_quantized(self) -> None:
+        """Drop the kept quantized model."""
+        self._steps.forget("dit-quantize", self._calibrated)
 
     def _drawn(self, use: Use, count: int) -> dict[str, Any]:
         """Return what decides noise and labels of a use."""
@@ -175,14 +210,14 @@ class DitRun:
         what: str,
         batch: int | None = None,
         **more: Any,
-    ) -> tuple[Samples, float]:
+    ) -> tuple[Samples, Seconds]:
         """Return samples with their trajectory, and the seconds that they took."""
         job = self.job
         settings = job.noise(use, batch=batch or job.sampling.batch)
         labels = job.labels(count)
 
         def compute() -> dict[str, Any]:
-            start = time.perf_counter()
+            clock, processor = time.perf_counter(), time.process_time()
             found = sample(
                 transformer, job.dit.scheduler, labels, settings, record=True,
                 tell=_renamed(self._tell, what), **more,
@@ -192,7 +227,8 @@ class DitRun:
                 "latents": found.latents.numpy(),
                 "trajectory": found.trajectory.numpy(),
                 "timesteps": np.array(found.timesteps),
-                "seconds": np.array(time.perf_counter() - start),
+                "seconds": np.array(time.perf_counter() - clock),
+                "processor_seconds": np.array(time.process_time() - processor),
             }
 
         kept = self._steps.arrays(step, key, compute)
@@ -202,7 +238,9 @@ class DitRun:
             timesteps=tuple(kept["timesteps"].tolist()),
             trajectory=torch.from_numpy(kept["trajectory"]),
         )
-        return samples, float(kept["seconds"])
+        return samples, Seconds(
+            clock=float(kept["seconds"]), processor=float(kept["processor_seconds"])
+        )
 
 
 def run_dit(job: DitJob, out: Path, *, tell: Tell = silent) -> dict[str, Any]:
@@ -253,27 +291,46 @@ def versions() -> dict[str, str]:
     return {**tool_versions(), "diffusers": version("diffusers")}
 
 
-def _metrics(run: DitRun, made: Mapping[str, tuple[Samples, float]]) -> dict[str, Any]:
+def job_cost(job: DitJob, *, exact: bool = False) -> DitCost:
+    """Return what one sample costs in theory.
+
+    Args:
+        job: With recipe and schedule.
+        exact: Of the float model without a cache instead.
+    """
+    schedule, formats = job.schedule, {}
+    if exact:
+        schedule = CacheSchedule.none(steps=schedule.steps, blocks=schedule.blocks)
+    else:
+        formats = {
+            name: LayerFormats(
+                weights=job.recipe.weight_format(name),
+                activations=job.recipe.activation_format(name),
+            )
+            for name in linear_layers(job.dit.transformer)
+        }
+    table = np.stack([schedule.table(part) for part in Part], axis=-1)
+    return dit_cost(DitSize.of(job.dit.config), table, formats, guided=job.guided)
+
+
+def _metrics(run: DitRun, made: Mapping[str, tuple[Samples, Seconds]]) -> dict[str, Any]:
     job, (reference, _) = run.job, run.reference
     judge = judge_of(job.dit)
-    everything = CacheSchedule.none(steps=job.schedule.steps, blocks=job.schedule.blocks)
     models = []
     for name, (found, seconds) in made.items():
         is_float = found is reference
-        work = sampling_work(
-            job.dit.transformer,
-            everything if is_float else job.schedule,
-            {} if is_float else run.quantized.layers,
-            guided=job.guided,
-        )
+        cost = job_cost(job, exact=is_float)
         models.append(
             {
                 "model": name,
-                "macs_per_sample": work.macs,
-                "bit_operations_per_sample": work.bit_operations,
-                "seconds": round(seconds, 3),
+                "macs_per_sample": cost.macs,
+                "bit_operations_per_sample": cost.bops,
+                "lut_per_mac": cost.lut_per_mac,
+                "cache_bytes": cost.cache_bits // 8,
+                "seconds": round(seconds.clock, 3),
+                "processor_seconds": round(seconds.processor, 3),
                 **({} if is_float else compare(found, reference)),
-                **({} if judge is None else judge(found)),
+                **({} if judge is None else judge.measure(found)),
                 "variance_by_step_and_channel": variance_by_step(found).tolist(),
             }
         )

@@ -2,12 +2,84 @@
 """``quantize dit``: diffusion transformers. Heavy imports wait until a handler runs."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
 __all__ = ["dit"]
+
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def _stack(*options: Callable[[_F], _F]) -> Callable[[_F], _F]:
+    """Return one decorator that applies several, so that their help keeps the given order."""
+
+    def apply(function: _F) -> _F:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return apply
+
+
+_QUANTIZE_OPTIONS = _stack(
+    click.option(
+        "--range",
+        "search",
+        type=click.Choice(["mse", "max", "percentile"]),
+        default="mse",
+        show_default=True,
+        help="How scales are found.",
+    ),
+    click.option(
+        "--timestep-groups",
+        type=click.IntRange(1),
+        default=1,
+        show_default=True,
+        help="Groups of timesteps with activation scales of their own.",
+    ),
+    click.option("--algorithm", help="That rounds weights: gptq, qronos, gpfq, learned_rounding."),
+)
+
+_SAMPLE_OPTIONS = _stack(
+    click.option(
+        "--sampler", type=click.Choice(["ddpm", "ddim"]), default="ddpm", show_default=True
+    ),
+    click.option(
+        "--guidance", type=float, default=1.0, show_default=True, help="Scale; 1 for none."
+    ),
+    click.option("--classes", help="Numbers, separated by commas; all if left out."),
+    click.option(
+        "--batch", type=click.IntRange(1), default=250, show_default=True, help="Samples at a time."
+    ),
+)
+
+_FIT_OPTIONS = _stack(
+    click.option(
+        "--fit-samples",
+        type=click.IntRange(2),
+        default=200,
+        show_default=True,
+        help="Trajectories that the compensation is fitted on.",
+    ),
+    click.option("--calib-samples", type=click.IntRange(1), default=256, show_default=True),
+    click.option(
+        "--calib-trajectories",
+        type=click.IntRange(1),
+        default=64,
+        show_default=True,
+        help="To choose them from.",
+    ),
+)
+
+_COMMON_OPTIONS = _stack(
+    click.option("--threads", type=click.IntRange(1), help="Default: all cores."),
+    click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
+    click.option("--quiet", is_flag=True, help="No progress on stderr."),
+)
 
 
 @click.group("dit")
@@ -26,25 +98,9 @@ def dit() -> None:
     metavar="GLOB=W[/A]",
     help="Other formats for some layers, e.g. 'proj_out_*=float/float'. Repeatable.",
 )
-@click.option(
-    "--range",
-    "search",
-    type=click.Choice(["mse", "max", "percentile"]),
-    default="mse",
-    show_default=True,
-    help="How scales are found.",
-)
-@click.option(
-    "--timestep-groups",
-    type=click.IntRange(1),
-    default=1,
-    show_default=True,
-    help="Groups of timesteps with activation scales of their own.",
-)
-@click.option("--algorithm", help="That rounds weights: gptq, qronos, gpfq, learned_rounding.")
+@_QUANTIZE_OPTIONS
 @click.option("--steps", type=click.IntRange(1), default=20, show_default=True)
-@click.option("--sampler", type=click.Choice(["ddpm", "ddim"]), default="ddpm", show_default=True)
-@click.option("--guidance", type=float, default=1.0, show_default=True, help="Scale; 1 for none.")
+@_SAMPLE_OPTIONS
 @click.option(
     "--interval",
     type=click.IntRange(1),
@@ -71,27 +127,13 @@ def dit() -> None:
     help="none, std, least_squares, minimiser, printed or qdrift.",
 )
 @click.option(
-    "--fit-samples",
-    type=click.IntRange(2),
-    default=200,
-    show_default=True,
-    help="Trajectories that the compensation is fitted on.",
-)
-@click.option(
     "--calib",
     type=click.Choice(["random", "uniform", "tap"]),
     default="random",
     show_default=True,
     help="How calibration samples are chosen.",
 )
-@click.option("--calib-samples", type=click.IntRange(1), default=256, show_default=True)
-@click.option(
-    "--calib-trajectories",
-    type=click.IntRange(1),
-    default=64,
-    show_default=True,
-    help="To choose them from.",
-)
+@_FIT_OPTIONS
 @click.option(
     "--samples",
     type=click.IntRange(2),
@@ -99,15 +141,9 @@ def dit() -> None:
     show_default=True,
     help="To make of each model.",
 )
-@click.option("--classes", help="Numbers, separated by commas; all if left out.")
-@click.option(
-    "--batch", type=click.IntRange(1), default=250, show_default=True, help="Samples at a time."
-)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-@click.option("--threads", type=click.IntRange(1), help="Default: all cores.")
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-@click.option("--quiet", is_flag=True, help="No progress on stderr.")
+@_COMMON_OPTIONS
 def _run(**options: Any) -> None:
     """Quantize MODEL, cache its layers, compensate, and sample it beside the float model.
 
@@ -118,6 +154,70 @@ def _run(**options: Any) -> None:
     from lutwise import dit_commands
 
     _print(dit_commands.run(options), as_json=options["as_json"])
+
+
+@dit.command("sweep")
+@click.argument("model")
+@click.option("--steps", default="20", show_default=True, help="Of sampling, e.g. 20,50.")
+@click.option(
+    "--intervals",
+    default="1,2,3,5",
+    show_default=True,
+    help="Steps from one refresh of the cache to the next; 1 for no cache.",
+)
+@click.option(
+    "--formats",
+    default="float,int8/int8,int4/int8,int4/int4",
+    show_default=True,
+    help="Weights/activations, or one format for both.",
+)
+@click.option(
+    "--orders",
+    default="0",
+    show_default=True,
+    help="Of the forecast of cached outputs; 0 reuses them.",
+)
+@click.option(
+    "--compensations",
+    default="none,std",
+    show_default=True,
+    help="Of none, std, least_squares, minimiser, printed and qdrift.",
+)
+@click.option(
+    "--calibs",
+    default="random",
+    show_default=True,
+    help="How calibration samples are chosen: of random, uniform and tap.",
+)
+@click.option(
+    "--seeds", type=click.IntRange(1), default=3, show_default=True, help="Repetitions of each."
+)
+@click.option(
+    "--samples",
+    type=click.IntRange(2),
+    default=500,
+    show_default=True,
+    help="To make for each cell and seed.",
+)
+@_QUANTIZE_OPTIONS
+@_SAMPLE_OPTIONS
+@_FIT_OPTIONS
+@click.option(
+    "--jobs", type=click.IntRange(1), default=1, show_default=True, help="Cells at a time."
+)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Sweep directory.")
+@click.option("--dry-run", is_flag=True, help="List the cells and their costs, and stop.")
+@_COMMON_OPTIONS
+def _sweep(**options: Any) -> None:
+    """Compare formats, cache intervals and compensations of MODEL: quality against cost.
+
+    Runs every combination of the lists and the float model. Writes sweep.json, report.html and
+    pictures; the same command continues a sweep that was stopped, and a larger one runs what is
+    new.
+    """
+    from lutwise import dit_commands
+
+    _print(dit_commands.sweep(options), as_json=options["as_json"])
 
 
 def _print(result: dict[str, Any], *, as_json: bool) -> None:

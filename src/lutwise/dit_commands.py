@@ -3,24 +3,28 @@
 
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from lutwise.consumers.diffusion.grid import Formats, Grid
 from lutwise.consumers.diffusion.job import CalibrationChoice, DitJob
 from lutwise.consumers.diffusion.model import Dit, load_dit
-from lutwise.consumers.diffusion.recipe import DitRecipe, LayerOverride
-from lutwise.consumers.diffusion.run import run_dit
+from lutwise.consumers.diffusion.recipe import FLOAT, DitRecipe, LayerOverride
+from lutwise.consumers.diffusion.run import job_cost, run_dit
 from lutwise.consumers.diffusion.sampling import Sampler, SamplingSettings
 from lutwise.consumers.diffusion.schedule import CacheSchedule
 from lutwise.consumers.diffusion.stock import blocks_of
+from lutwise.consumers.diffusion.sweep import sweep_dit, units_of
+from lutwise.consumers.diffusion.sweep_result import Cell, SweepSummary
 from lutwise.errors import ConfigError
 from lutwise.files import locked
 from lutwise.quant.ranges import RangeMethod, RangeSearch
-from lutwise.shown import steps_shown
+from lutwise.shown import points_shown, steps_shown
 
-__all__ = ["run"]
+__all__ = ["run", "sweep"]
 
 Options = Mapping[str, Any]
 
@@ -38,6 +42,96 @@ def run(options: Options) -> dict[str, Any]:
         "samples": metrics["samples"],
         "models": [_row(entry, metrics["models"][0]) for entry in metrics["models"]],
     }
+
+
+def sweep(options: Options) -> dict[str, Any]:
+    """Do ``quantize dit sweep``."""
+    grid = _grid(options)
+    out: Path = options["out"]
+    load = partial(_sweep_base, dict(options), grid)
+    if options["dry_run"]:
+        base = load()
+        units_of(base, grid)
+        return {"model": base.dit.name, "out": str(out), "cells": _planned(base, grid)}
+    total = grid.seeds * len(list(grid.cells()))
+    with locked(out), points_shown(total, options["quiet"]) as show:
+        result = sweep_dit(load, grid, out, jobs=options["jobs"], progress=show)
+    summary = SweepSummary.from_json(result)
+    floats = summary.floats()
+    return {
+        "out": str(out),
+        "report": str(out / "report.html"),
+        "model": summary.model,
+        "samples": f"{summary.samples} for each of {summary.seeds} seeds",
+        "cells": [_cell_row(cell, floats[cell.setting.steps]) for cell in summary.cells],
+    }
+
+
+def _grid(options: Options) -> Grid:
+    return Grid(
+        steps=_numbers("--steps", options["steps"]),
+        intervals=_numbers("--intervals", options["intervals"]),
+        formats=tuple(map(Formats.parse, _words(options["formats"]))),
+        orders=_numbers("--orders", options["orders"]),
+        calibrations=_words(options["calibs"]),
+        compensations=_words(options["compensations"]),
+        seeds=options["seeds"],
+    )
+
+
+def _sweep_base(options: Options, grid: Grid) -> DitJob:
+    """Load what all cells share; a module-level function, so that worker processes can."""
+    cores = len(os.sched_getaffinity(0))
+    torch.set_num_threads(options["threads"] or max(1, cores // options["jobs"]))
+    first = {"weights": FLOAT, "acts": FLOAT, "overrides": (), "steps": grid.steps[0],
+             "interval": 1, "schedule": None, "order": 0, "compensation": "none",
+             "calib": grid.calibrations[0], "seed": 0}  # fmt: skip
+    return _job(load_dit(options["model"]), {**options, **first})
+
+
+def _planned(base: DitJob, grid: Grid) -> list[dict[str, Any]]:
+    """Return the cells of a grid with what they cost."""
+    floats = {s.steps: job_cost(s.job(base, "none", 0)) for s in grid.settings() if s.exact}
+    found = []
+    for setting, compensated in grid.cells():
+        cost, reference = job_cost(setting.job(base, compensated, 0)), floats[setting.steps]
+        found.append(
+            {
+                "cell": setting.name(compensated),
+                "macs": f"{cost.macs / reference.macs:.3f}",
+                "bit_operations": f"{cost.bops / reference.bops:.4f}",
+            }
+        )
+    return found
+
+
+def _cell_row(cell: Cell, reference: Cell) -> dict[str, Any]:
+    """Return what is printed of a cell: means over seeds, and a range."""
+    found: dict[str, Any] = {
+        "cell": cell.name,
+        "macs": f"{cell.cost['macs'] / reference.cost['macs']:.3f}",
+        "bit_operations": f"{cell.cost['bops'] / reference.cost['bops']:.4f}",
+        "paired_mse": 0.0 if cell.paired_mse is None else round(cell.paired_mse.mean, 6),
+    }
+    if cell.frechet is not None:
+        found |= {
+            "frechet_distance": round(cell.frechet.mean, 3),
+            "low": round(cell.frechet.low, 3),
+            "high": round(cell.frechet.high, 3),
+        }
+    return found
+
+
+def _words(text: str) -> tuple[str, ...]:
+    """Return the words of a list with commas; none of an empty one."""
+    return tuple(word.strip() for word in text.split(",")) if text.strip() else ()
+
+
+def _numbers(option: str, text: str) -> tuple[int, ...]:
+    try:
+        return tuple(map(int, _words(text)))
+    except ValueError as error:
+        raise ConfigError(f"{option} wants numbers such as 1,2,3, got {text!r}") from error
 
 
 def _job(dit: Dit, options: Options) -> DitJob:
@@ -79,7 +173,7 @@ def _job(dit: Dit, options: Options) -> DitJob:
         compensation=options["compensation"],
         fit_samples=options["fit_samples"],
         samples=options["samples"],
-        classes=_classes(options["classes"]),
+        classes=_numbers("--classes", options["classes"] or ""),
     )
 
 
@@ -89,13 +183,6 @@ def _override(text: str) -> LayerOverride:
     if not glob or not equals or not (weights or activations):
         raise ConfigError(f"--layer wants GLOB=WEIGHTS/ACTIVATIONS, got {text!r}")
     return LayerOverride(layers=glob, weights=weights or None, activations=activations or None)
-
-
-def _classes(text: str | None) -> tuple[int, ...]:
-    try:
-        return tuple(int(word) for word in text.split(",")) if text else ()
-    except ValueError as error:
-        raise ConfigError(f"--classes wants numbers such as 1,2,3, got {text!r}") from error
 
 
 def _name(options: Options) -> str:
@@ -113,6 +200,6 @@ def _row(entry: Mapping[str, Any], float_entry: Mapping[str, Any]) -> dict[str, 
         ),
         "paired_mse": round(entry["paired_mse"]["value"], 6) if "paired_mse" in entry else 0.0,
     }
-    if "frechet_distance" in entry:
-        found["frechet_distance"] = round(entry["frechet_distance"], 3)
+    if "frechet" in entry:
+        found["frechet_distance"] = round(entry["frechet"]["value"], 3)
     return found
