@@ -13,46 +13,46 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.resources import files
 from math import ceil, log2
-from typing import Final
+from typing import Final, TypeAlias
 
-from lutwise.cost_models.library import LutPrice, PriceSource, requantizer_luts
+from lutwise.cost_models.library import LutPrice, PriceSource
 from lutwise.errors import ConfigError
 from lutwise.hw.constant_number import number_bits, number_sites
 from lutwise.hw.constant_unit import ConstantUnit
 from lutwise.hw.output_stage import Form, form_for, result_codes
-from lutwise.quant.formats import Format
+from lutwise.quant.formats import Format, IntFormat
 
 __all__ = [
     "CONSTANT_ERROR",
     "COUNTED_ERROR",
     "constant_luts",
     "constant_output_luts",
+    "has_constant_price",
     "unit_luts",
 ]
 
 CONSTANT_ERROR: Final = 0.15
-"""Nine of ten layers are closer than this to the price of their shape, relative."""
+"""Nine of ten layers of runs are closer than this to the price of their shape, relative."""
 
-COUNTED_ERROR: Final = 0.02
+COUNTED_ERROR: Final = 0.03
 """Nine of ten units are closer than this to their counted sites, relative."""
 
-_CONSTANT_MULTIPLIER: Final = 0.7
-"""Sites of a requantizer whose multiplier is a constant, over those of one that takes any."""
+_MULTIPLIER_BITS: Final = 16
+_SITES_PER_SUM_BIT: Final = 5.3
+"""Sites of a product with a constant of 16 bits, per bit of the sum."""
 
 
 def unit_luts(unit: ConstantUnit) -> LutPrice:
-    """Price a unit with its weights: everything but requantizers that multiply, exactly.
+    """Price a unit, its output stages included, by what its generator counts.
 
     Args:
         unit: The unit.
-
-    Raises:
-        ConfigError: The library has no requantizer to the output's format.
     """
-    luts = unit.counted_sites().total
-    if unit.stage is not None and unit.stage.form is Form.MULTIPLY:
-        luts += unit.channels * constant_output_luts(unit.accumulator_bits, unit.stage.output)
-    return LutPrice(value=luts, source=PriceSource.FORMULA, relative_error=COUNTED_ERROR)
+    return LutPrice(
+        value=unit.counted_sites().total,
+        source=PriceSource.FORMULA,
+        relative_error=COUNTED_ERROR,
+    )
 
 
 def constant_luts(
@@ -77,7 +77,8 @@ def constant_luts(
     by_bits = _table().get(weights.name)
     if by_bits is None:
         raise ConfigError(
-            f"no constant units of {weights} in the library; it holds {', '.join(_table())}"
+            f"no constant units of {weights} in the library; sums of wide exponents do not fit "
+            f"one, and it holds {', '.join(_table())}"
         )
     beside = max(1.0, outputs / groups)
     price = _between(
@@ -92,24 +93,34 @@ def constant_luts(
     )
 
 
+def has_constant_price(weights: Format) -> bool:
+    """Tell whether the library holds constant units of a format of weights."""
+    return weights.name in _table()
+
+
 def constant_output_luts(accumulator_bits: int, output: Format | None) -> float:
     """Return the LUT sites that turn one channel's sum into a code, with constants built in.
 
     Args:
         accumulator_bits: Width of the sum.
         output: Format of the results; ``None`` where sums go out.
-
-    Raises:
-        ConfigError: The library has no requantizer to the format.
     """
     if output is None:
         return 0.0
     results = len(result_codes(output))
-    if form_for(results) is Form.MULTIPLY:
-        return _CONSTANT_MULTIPLIER * requantizer_luts(accumulator_bits, output).value
-    levels = (results - 1).bit_length()
-    search = sum(ceil(accumulator_bits / (5 - level)) + 1 for level in range(levels))
-    return search + output.bits / 2
+    if form_for(results) is Form.THRESHOLDS:
+        levels = (results - 1).bit_length()
+        search = sum(ceil(accumulator_bits / (5 - level)) + 1 for level in range(levels))
+        return search + output.bits / 2
+    product_bits = accumulator_bits + _MULTIPLIER_BITS
+    multiply = _SITES_PER_SUM_BIT * accumulator_bits
+    if isinstance(output, IntFormat):
+        return multiply + 2 * output.bits + (product_bits - output.bits) / 5
+    return multiply + product_bits * (output.signed + output.exponent_bits / 2)
+
+
+_Lengths: TypeAlias = Mapping[int, float]
+"""LUTs of an output by its length."""
 
 
 @cache
@@ -124,10 +135,26 @@ def _table() -> dict[str, dict[int, dict[int, dict[int, float]]]]:
     return found
 
 
-def _per_output(sizes: Mapping[int, Mapping[int, float]], outputs: float, length: int) -> float:
-    """Interpolate over the logarithm of outputs, and along a line over length."""
-    points = [(log2(count), _between(lengths.items(), length)) for count, lengths in sizes.items()]
-    return _between(points, min(log2(outputs), max(points)[0]))
+def _per_output(sizes: Mapping[int, _Lengths], outputs: float, length: int) -> float:
+    """Interpolate over the logarithm of outputs, and along a line over length.
+
+    Args:
+        sizes: What the table holds, by outputs.
+        outputs: Outputs with the same inputs.
+        length: Products per output.
+    """
+    points: list[tuple[float, float]] = []
+    fewer: _Lengths = {}
+    for count, lengths in sorted(sizes.items()):
+        longest = max(lengths)
+        price = _between(lengths.items(), length)
+        if fewer and longest < min(length, max(fewer)):
+            # Many outputs of great length are not in the table: they grow as fewer ones do.
+            price = points[-1][1] * lengths[longest] / _between(fewer.items(), longest)
+        else:
+            fewer = lengths
+        points.append((log2(count), price))
+    return _between(points, min(log2(outputs), points[-1][0]))
 
 
 def _between(points: Iterable[tuple[float, float]], at: float) -> float:

@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Verilog of constant units: numbers of codes, shared sums, one heap per output, its results."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from lutwise.hw.bounds import code_integers, is_legal, width_of_range
 from lutwise.hw.circuit import Circuit, Part, lut_sites
 from lutwise.hw.constant_heap import Chain, Columns, HeapBit, Position, compress
 from lutwise.hw.constant_number import number_sites
 from lutwise.hw.constant_output import level_positions, search_levels
-from lutwise.hw.constant_terms import Signal, Terms, table_sites
+from lutwise.hw.constant_terms import Signal, Terms, signed_digits, table_sites
 from lutwise.hw.output_stage import Form, OutputStage, result_codes
+from lutwise.hw.requantizer import Requantizer
 from lutwise.hw.requantizer_rtl import REQUANTIZER_PARTS
 from lutwise.hw.verilog import library, module_text
 from lutwise.quant.formats import IntFormat
@@ -19,10 +20,14 @@ from lutwise.quant.formats import IntFormat
 if TYPE_CHECKING:
     from lutwise.hw.constant_unit import ConstantUnit
 
-__all__ = ["ConstantEmitted", "ConstantSites", "write_constant_unit"]
+__all__ = ["ConstantEmitted", "ConstantSites", "rounding_sites", "write_constant_unit"]
+
+_Weighted: TypeAlias = tuple[int, str, bool]
+"""Power of two of a bit, its wire, and whether it counts negative."""
 
 _ZERO: Final = "1'b0"
 _ONE: Final = "1'b1"
+_ROUNDING_BITS: Final = 2
 _MODULES: Final = ("lw_carry", "lw_table", *REQUANTIZER_PARTS)
 
 
@@ -34,7 +39,7 @@ class ConstantSites:
         numbers: From codes to integers.
         shared: Sums and multiples that several outputs use.
         sums: The outputs' sums.
-        results: From sums to codes, where these are found by thresholds.
+        results: From sums to codes.
     """
 
     numbers: float
@@ -70,9 +75,8 @@ def write_constant_unit(unit: "ConstantUnit") -> ConstantEmitted:
     latency = writer.drive(results)
     sites = writer.circuit.sites
     text = module_text(unit.name, unit.ports, writer.circuit.lines)
-    modules = [writer.requantizers[bits] for bits in sorted(writer.requantizers)]
     return ConstantEmitted(
-        text="\n".join([library(*_MODULES), *modules, text]),
+        text="\n".join([library(*_MODULES), *writer.rounding.values(), text]),
         sites=ConstantSites(
             numbers=sites[Part.EXPONENT],
             shared=sites[Part.MULTIPLY],
@@ -128,8 +132,8 @@ class _Writer:
 
     def __init__(self, unit: "ConstantUnit") -> None:
         self.circuit = Circuit()
-        self.requantizers: dict[int, str] = {}
-        """Modules by the width of their sums."""
+        self.rounding: dict[str, str] = {}
+        """Modules that round products, by their name."""
         self.result_sites = 0.0
         self._unit = unit
         self._delays = _Delays(self.circuit, pipelined=unit.registers.value == "stages")
@@ -141,18 +145,17 @@ class _Writer:
     def result(self, channel: int) -> list[str]:
         """Write a channel; return the wires of its result."""
         unit = self._unit
-        low, high = unit.sum_ranges[channel]
         if unit.stage is not None and unit.stage.form is Form.THRESHOLDS:
-            return self._delays.after(self._searched(unit.stage, channel, high))
-        added = unit.added(channel)
-        low, high = low + added, high + added
-        bits = width_of_range(min(low, 0), max(high, 0))
-        wires = self._sum(channel, bits, added)
-        width = unit.accumulator_bits if unit.stage is None else max(3, bits + (low >= 0))
-        wires += [wires[-1] if low < 0 else _ZERO] * (width - bits)
-        if unit.stage is None:
-            return wires
-        return self._delays.after(self._requantized(unit.stage, channel, wires))
+            return self._delays.after(self._searched(unit.stage, channel))
+        low, high = unit.biased_range(channel)
+        if unit.stage is not None:
+            bits = max(3, width_of_range(min(low, -1), high))
+            wires = self._sum(channel, bits, unit.added(channel))
+            return self._delays.after(self._requantized(unit.stage, channel, wires))
+        bits = width_of_range(low, max(low, high))
+        wires = self._sum(channel, bits, unit.added(channel))
+        above = wires[-1] if low < 0 else _ZERO
+        return [*wires, *[above] * (unit.accumulator_bits - bits)]
 
     def drive(self, results: list[list[str]]) -> int:
         """Write the output; return the latency."""
@@ -168,11 +171,11 @@ class _Writer:
         self.circuit.write("assign y = results;")
         return 1
 
-    def _searched(self, stage: OutputStage, channel: int, high: int) -> list[str]:
+    def _searched(self, stage: OutputStage, channel: int) -> list[str]:
         """Write a search among thresholds, with all constants of the sum in them."""
-        constant = self._constant(channel)
+        constant = _missing(self._weighted(channel))
         # What the heap holds is never negative: the sum less its constants.
-        highest = high - constant
+        highest = self._unit.sum_ranges[channel][1] - constant
         wires = self._sum(channel, max(1, highest.bit_length()), None)
         level = self._delays.level(wires)
         thresholds = [threshold - constant for threshold in stage.thresholds[channel]]
@@ -195,19 +198,32 @@ class _Writer:
         return found
 
     def _requantized(self, stage: OutputStage, channel: int, wires: list[str]) -> list[str]:
-        """Write a requantizer with a constant for its multiplier."""
-        level = self._delays.level(wires)
-        bits = len(wires)
-        module = f"{self._unit.name}_requantizer{bits}"
-        unit = stage.requantizer(bits)
-        if bits not in self.requantizers:
-            self.requantizers[bits] = unit.emit_alone(module=module)
+        """Write the product with a constant multiplier, then what rounds and saturates it."""
+        low, high = self._unit.biased_range(channel)
+        multiplier, shift = stage.multipliers[channel], stage.shift
+        while shift and multiplier % 2 == 0:
+            multiplier, shift = multiplier >> 1, shift - 1
+        unit = stage.requantizer(len(wires))
+        # The rounding unit has a multiplier of its own; it is one, and vanishes.
+        bits = max(
+            3, shift - _ROUNDING_BITS, width_of_range(min(-1, low * multiplier), high * multiplier)
+        )
+        unit = replace(unit, accumulator_bits=bits, shift=shift, multiplier_bits=_ROUNDING_BITS)
+        weighted = [
+            (power + at, wire, negative != (at == len(wires) - 1))
+            for power, negative in signed_digits(multiplier)
+            for at, wire in enumerate(wires)
+        ]
+        product, sites = self._heap(weighted, bits, 0)
+        level = self._delays.level(product)
+        module = f"{self._unit.name}_round{bits}_{shift}"
+        self.rounding.setdefault(module, unit.emit_alone(module=module))
+        self.result_sites += sites + rounding_sites(unit)
         output = stage.output
         rounded = self.circuit.wire("rounded", output.bits)
-        m = f"{unit.multiplier_bits}'d{stage.multipliers[channel]}"
         self.circuit.write(
-            f"{module} {self.circuit.name('requantizer')} (.acc({{{', '.join(reversed(wires))}}}), "
-            f".m({m}), .y({rounded.name}));"
+            f"{module} {self.circuit.name('round')} (.acc({_joined(product, bits)}), "
+            f".m({_ROUNDING_BITS}'d1), .y({rounded.name}));"
         )
         text, top = rounded.name, stage.codes[-1]
         if top != max(result_codes(output), key=lambda code: int(code_integers(output)[code])):
@@ -220,46 +236,45 @@ class _Writer:
         self._delays.made(found, level)
         return found
 
-    def _weighted(self, channel: int) -> Iterator[tuple[int, str, bool]]:
-        """Yield the bits of a channel's heap: power of two, wire, whether it counts negative."""
+    def _weighted(self, channel: int) -> list[_Weighted]:
+        """Return the bits of a channel's sum."""
         unit = self._unit
         group, output = divmod(channel, unit.outputs)
-        for row in unit.terms[group].rows[output]:
-            signal = unit.terms[group].signals[row.signal]
-            for at, wire in enumerate(self._signals[group][row.signal]):
-                # The highest bit of two's complement counts negative.
-                yield (
-                    row.shift + at,
-                    wire,
-                    row.negative != (signal.signed and at == signal.bits - 1),
-                )
-
-    def _constant(self, channel: int) -> int:
-        """Return what a channel's heap lacks.
-
-        A bit that counts negative is in the heap as its complement, which is one too many.
-        """
-        return -sum(1 << power for power, _, negative in self._weighted(channel) if negative)
+        terms = unit.terms[group]
+        return [
+            # The highest bit of two's complement counts negative.
+            (row.shift + at, wire, row.negative != (signal.signed and at == signal.bits - 1))
+            for row in terms.rows[output]
+            for signal in [terms.signals[row.signal]]
+            for at, wire in enumerate(self._signals[group][row.signal])
+        ]
 
     def _sum(self, channel: int, bits: int, added: int | None) -> list[str]:
-        """Write the sum of a channel, cut to some bits.
+        """Write the sum of a channel; arguments as ``_heap``."""
+        wires, sites = self._heap(self._weighted(channel), bits, added)
+        self.circuit.count(Part.ADD, sites)
+        return wires
+
+    def _heap(
+        self, weighted: Sequence[_Weighted], bits: int, added: int | None
+    ) -> tuple[list[str], int]:
+        """Write the sum of some bits, cut to a width; return its wires and the LUT sites.
 
         Args:
-            channel: Which one.
+            weighted: The bits.
             bits: Width.
-            added: Added to it; ``None`` for what the heap holds, without any constant.
+            added: Added to the sum; ``None`` for what the heap holds, without any constant.
         """
         columns: Columns = [[] for _ in range(bits)]
-        for power, wire, negative in self._weighted(channel):
+        for power, wire, negative in weighted:
             if power < bits:
                 columns[power].append(HeapBit(wire, inverted=negative))
         if added is not None:
-            constant = self._constant(channel) + added
+            constant = _missing(weighted) + added
             for power, column in enumerate(columns):
                 if constant >> power & 1:
                     column.append(HeapBit(_ONE))
-        wires = [bit.wire for column in columns for bit in column]
-        return self._compressed(columns, self._delays.level(wires))
+        return self._compressed(columns)
 
     def _numbers(self) -> list[list[list[str]]]:
         """Write the numbers of the inputs; wires per group, input and bit."""
@@ -362,14 +377,11 @@ class _Writer:
         self._delays.made(wires, level)
         return [*low, *wires]
 
-    def _compressed(self, columns: Columns, level: int) -> list[str]:
-        """Write what adds a heap; its bits are brought to one level, and stay at one."""
+    def _compressed(self, columns: Columns) -> tuple[list[str], int]:
+        """Write what adds a heap; return the wires of the sum and the LUT sites."""
         delays = self._delays
-
-        def settle(heap: Columns) -> Columns:
-            nonlocal level
-            level += 1
-            return moved(heap)
+        level = delays.level([bit.wire for column in columns for bit in column])
+        sites = 0
 
         def moved(heap: Columns) -> Columns:
             return [
@@ -377,28 +389,43 @@ class _Writer:
                 for column in heap
             ]
 
+        def settle(heap: Columns) -> Columns:
+            nonlocal level
+            level += 1
+            return moved(heap)
+
         def write(chain: Chain) -> list[str]:
-            wires = self._chain(chain)
+            nonlocal sites
+            sites += len(chain.positions)
+            wires = write_chain(self.circuit, chain.positions, chain.carry)
             delays.made(wires, level)
             return wires
 
-        found = compress(moved(columns), write, settle)
         wires = []
-        for bit in found:
-            if bit is None:
-                wires.append(_ZERO)
-            elif bit.inverted:
-                inverse = self.circuit.wire("inverse", 1, f"~{bit.wire}").name
-                delays.made([inverse], level)
-                wires.append(inverse)
+        for bit in compress(moved(columns), write, settle):
+            if bit is not None and bit.inverted:
+                wires.append(self.circuit.wire("inverse", 1, f"~{bit.wire}").name)
+                delays.made(wires[-1:], level)
             else:
-                wires.append(bit.wire)
-        return delays.after(wires)
+                wires.append(_ZERO if bit is None else bit.wire)
+        return delays.after(wires), sites
 
-    def _chain(self, chain: Chain) -> list[str]:
-        bus = write_chain(self.circuit, chain.positions, chain.carry)
-        self.circuit.count(Part.ADD, len(chain.positions))
-        return bus
+
+def _missing(weighted: Sequence[_Weighted]) -> int:
+    """Return what a heap lacks.
+
+    A bit that counts negative is in it as its complement, which is one too many.
+    """
+    return -sum(1 << power for power, _, negative in weighted if negative)
+
+
+def rounding_sites(unit: Requantizer) -> float:
+    """Count the sites that round and saturate a product, about."""
+    kept = max(1, unit.accumulator_bits - unit.shift)
+    dropped = unit.accumulator_bits - kept
+    if isinstance(unit.output, IntFormat):
+        return kept + dropped / 5 + unit.output.bits
+    return unit.accumulator_bits * (unit.output.signed + unit.output.exponent_bits / 2)
 
 
 def write_chain(circuit: Circuit, positions: Sequence[Position], carry: str) -> list[str]:
@@ -421,7 +448,7 @@ def _padded(position: Position) -> tuple[str, ...]:
     return (*position.wires, *[_ZERO] * (6 - len(position.wires)))
 
 
-def _joined(wires: Sequence[str], bits: int, *, signed: bool) -> str:
+def _joined(wires: Sequence[str], bits: int, *, signed: bool = False) -> str:
     """Return an expression that cuts or extends bits, lowest first."""
     above = wires[-1] if signed else _ZERO
     wires = [*wires, *[above] * (bits - len(wires))][:bits]

@@ -97,7 +97,7 @@ class ConstantUnit:
         reach = 1 << (self.accumulator_bits - 1)
         for channel, (low, high) in enumerate(self.sum_ranges):
             added = self.added(channel)
-            if min(low, low + added) < -reach or max(high, high + added) >= reach:
+            if low + min(added, 0) < -reach or high + max(added, 0) >= reach:
                 raise ConfigError(
                     f"unit {self.name!r}: channel {channel} has sums {low}..{high} and a bias of "
                     f"{added}, which {self.accumulator_bits} bits do not hold"
@@ -166,6 +166,11 @@ class ConstantUnit:
     def added(self, channel: int) -> int:
         """Return the bias of a channel, in units of the accumulator."""
         return (self.stage.bias if self.stage else self.bias)[channel]
+
+    def biased_range(self, channel: int) -> tuple[int, int]:
+        """Return the least and the greatest sum of a channel with its bias."""
+        low, high = self.sum_ranges[channel]
+        return low + self.added(channel), high + self.added(channel)
 
     @cached_property
     def terms(self) -> tuple[Terms, ...]:
