@@ -7,6 +7,8 @@ Handwritten Digits" (E. Alpaydin and C. Kaynak, UCI, CC BY 4.0; see ``LICENSE.di
 """
 
 import io
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -64,7 +66,9 @@ def load_digits(path: Path = DIGITS) -> Digits:
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as held:
             pixels, labels, train = held["images"], held["labels"], held["train"]
-    except (OSError, ValueError, EOFError, KeyError) as error:
+    except (
+        OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error,
+    ) as error:  # fmt: skip
         raise DataError(f"cannot read the digits in {path}: {error}; install again") from error
     images = torch.from_numpy(pixels).float()[:, None] / (_WHITE / 2) - 1
     classes, chosen = torch.from_numpy(labels).long(), torch.from_numpy(train).bool()
