@@ -54,7 +54,8 @@ def test_digits_are_split_into_training_and_test() -> None:
     digits = load_digits()
     assert digits.train_images.shape == (1437, 1, 8, 8)
     assert digits.test_images.shape == (360, 1, 8, 8)
-    assert digits.train_images.aminmax() == (-1, 1)
+    lowest, highest = digits.train_images.aminmax()
+    assert (lowest.item(), highest.item()) == (-1, 1)
     assert sorted(set(digits.test_labels.tolist())) == list(range(10))
 
 
