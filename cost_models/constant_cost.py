@@ -31,7 +31,7 @@ __all__ = [
     "unit_luts",
 ]
 
-CONSTANT_ERROR: Final = 0.15
+CONSTANT_ERROR: Final = 0.11
 """Nine of ten layers of runs are closer than this to the price of their shape, relative."""
 
 COUNTED_ERROR: Final = 0.03

@@ -1,19 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the sum of a channel to its code, where thresholds are constants.
+"""From the sum of a channel to its code, with constants.
 
 A binary search compares the sum with one of ``2**k`` constants on level ``k``, chosen by the
 comparisons before. A carry position compares some bits of the sum with all of them at once: its
 two functions of five wires hold the bits of the constant for every choice, so a level of a sum
-of ``W`` bits takes ``W / (5 - k)`` LUTs and no memory.
+of ``W`` bits takes ``W / (5 - k)`` LUTs and no memory. From level five on the constants are in
+tables, and two of their bits are compared per position.
 """
 
 from collections.abc import Sequence
+from typing import Final
 
 from lutwise.hw.constant_heap import Position
+from lutwise.hw.requantizer import Requantizer
+from lutwise.quant.formats import IntFormat
 
-__all__ = ["level_positions", "search_levels"]
+__all__ = [
+    "MOST_CHOICES",
+    "level_positions",
+    "pair_positions",
+    "rounding_sites",
+    "search_levels",
+]
 
-_WIRES = 5
+_WIRES: Final = 5
+
+MOST_CHOICES: Final = _WIRES - 1
+"""Wires that may choose the constants of ``level_positions``."""
 
 
 def search_levels(thresholds: Sequence[int], highest: int) -> list[list[int]]:
@@ -47,7 +60,7 @@ def level_positions(
 
     Args:
         sums: Wires of the sum, lowest first.
-        choices: Wires that choose the constant, the highest one first; four at most.
+        choices: Wires that choose the constant, the highest first; ``MOST_CHOICES`` at most.
         constants: One per choice.
     """
     step = _WIRES - len(choices)
@@ -68,5 +81,38 @@ def level_positions(
     return [*found, Position(wires=(), select=0, data=0)]
 
 
+def pair_positions(sums: Sequence[str], others: Sequence[str]) -> list[Position]:
+    """Return carry positions that tell whether a sum is at least another number.
+
+    Args:
+        sums: Wires of the sum, lowest first.
+        others: Wires of the other number, as many.
+    """
+    select = data = 0
+    for index in range(16):
+        here, there = index & 3, index >> 2
+        select |= (here == there) << index
+        data |= (here > there) << index
+    even = [*sums, "1'b0"], [*others, "1'b0"]
+    found = [
+        Position(
+            wires=(*even[0][start : start + 2], *even[1][start : start + 2]),
+            select=select,
+            data=data,
+        )
+        for start in range(0, len(sums), 2)
+    ]
+    return [*found, Position(wires=(), select=0, data=0)]
+
+
 def _reversed(number: int, bits: int) -> int:
     return sum((number >> bit & 1) << (bits - 1 - bit) for bit in range(bits))
+
+
+def rounding_sites(unit: Requantizer) -> float:
+    """Count the sites that round and saturate a product, about."""
+    kept = max(1, unit.accumulator_bits - unit.shift)
+    dropped = unit.accumulator_bits - kept
+    if isinstance(unit.output, IntFormat):
+        return kept + dropped / 5 + unit.output.bits
+    return unit.accumulator_bits * (unit.output.signed + unit.output.exponent_bits / 2)

@@ -7,12 +7,18 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 from lutwise.hw.bounds import code_integers, is_legal, width_of_range
 from lutwise.hw.circuit import Circuit, Part, lut_sites
+from lutwise.hw.constant_delays import ONE, ZERO, Delays, write_chain
 from lutwise.hw.constant_heap import Chain, Columns, HeapBit, Position, compress
 from lutwise.hw.constant_number import number_sites
-from lutwise.hw.constant_output import level_positions, search_levels
+from lutwise.hw.constant_output import (
+    MOST_CHOICES,
+    level_positions,
+    pair_positions,
+    rounding_sites,
+    search_levels,
+)
 from lutwise.hw.constant_terms import Signal, Terms, signed_digits, table_sites
 from lutwise.hw.output_stage import Form, OutputStage, result_codes
-from lutwise.hw.requantizer import Requantizer
 from lutwise.hw.requantizer_rtl import REQUANTIZER_PARTS
 from lutwise.hw.verilog import library, module_text
 from lutwise.quant.formats import IntFormat
@@ -20,13 +26,11 @@ from lutwise.quant.formats import IntFormat
 if TYPE_CHECKING:
     from lutwise.hw.constant_unit import ConstantUnit
 
-__all__ = ["ConstantEmitted", "ConstantSites", "rounding_sites", "write_constant_unit"]
+__all__ = ["ConstantEmitted", "ConstantSites", "write_constant_unit"]
 
 _Weighted: TypeAlias = tuple[int, str, bool]
 """Power of two of a bit, its wire, and whether it counts negative."""
 
-_ZERO: Final = "1'b0"
-_ONE: Final = "1'b1"
 _ROUNDING_BITS: Final = 2
 _MODULES: Final = ("lw_carry", "lw_table", *REQUANTIZER_PARTS)
 
@@ -87,46 +91,6 @@ def write_constant_unit(unit: "ConstantUnit") -> ConstantEmitted:
     )
 
 
-class _Delays:
-    """Wires and the clock edge that they belong to, counted from the inputs'."""
-
-    def __init__(self, circuit: Circuit, *, pipelined: bool) -> None:
-        self._circuit = circuit
-        self._pipelined = pipelined
-        self._level: dict[str, int] = {_ZERO: 0, _ONE: 0}
-        self._late: dict[str, str] = {}
-
-    def made(self, wires: Sequence[str], level: int) -> None:
-        """Say that wires are of a level."""
-        self._level.update(dict.fromkeys(wires, level))
-
-    def level(self, wires: Sequence[str]) -> int:
-        """Return the level at which all of some wires are there."""
-        return max((self._level[wire] for wire in wires), default=0)
-
-    def at(self, wire: str, level: int) -> str:
-        """Return a wire as it is at a later level."""
-        if not self._pipelined or wire in {_ZERO, _ONE}:
-            return wire
-        for _ in range(self._level[wire], level):
-            wire = self._registered(wire)
-        return wire
-
-    def after(self, wires: Sequence[str]) -> list[str]:
-        """Return wires one level on: what a register behind a step gives."""
-        return [self.at(wire, self._level[wire] + 1) for wire in wires]
-
-    def _registered(self, wire: str) -> str:
-        late = self._late.get(wire)
-        if late is None:
-            late = self._circuit.name("late")
-            self._circuit.write(f"reg {late};")
-            self._circuit.write(f"always @(posedge clk) {late} <= {wire};")
-            self._late[wire] = late
-            self._level[late] = self._level[wire] + 1
-        return late
-
-
 class _Writer:
     """Writes a unit."""
 
@@ -136,7 +100,7 @@ class _Writer:
         """Modules that round products, by their name."""
         self.result_sites = 0.0
         self._unit = unit
-        self._delays = _Delays(self.circuit, pipelined=unit.registers.value == "stages")
+        self._delays = Delays(self.circuit, pipelined=unit.registers.value == "stages")
         numbers = self._numbers()
         self._signals = [
             self._signals_of(terms, numbers[group]) for group, terms in enumerate(unit.terms)
@@ -154,7 +118,7 @@ class _Writer:
             return self._delays.after(self._requantized(unit.stage, channel, wires))
         bits = width_of_range(low, max(low, high))
         wires = self._sum(channel, bits, unit.added(channel))
-        above = wires[-1] if low < 0 else _ZERO
+        above = wires[-1] if low < 0 else ZERO
         return [*wires, *[above] * (unit.accumulator_bits - bits)]
 
     def drive(self, results: list[list[str]]) -> int:
@@ -181,8 +145,8 @@ class _Writer:
         thresholds = [threshold - constant for threshold in stage.thresholds[channel]]
         reached: list[str] = []
         for constants in search_levels(thresholds, highest):
-            positions = level_positions(wires, reached, constants)
-            reached.append(write_chain(self.circuit, positions, _ONE)[-1])
+            positions = self._level(wires, reached, constants)
+            reached.append(write_chain(self.circuit, positions, ONE)[-1])
             self.result_sites += len(positions)
         codes = stage.codes
         bus, support = self.circuit.table(
@@ -196,6 +160,22 @@ class _Writer:
         found = [bus[bit] for bit in range(bus.bits)]
         self._delays.made(found, level)
         return found
+
+    def _level(self, wires: list[str], reached: list[str], constants: list[int]) -> list[Position]:
+        """Return what compares a sum with one of many constants; write these where they need it."""
+        if len(reached) <= MOST_CHOICES:
+            return level_positions(wires, reached, constants)
+        bits = max(len(wires), *(constant.bit_length() for constant in constants))
+        bus, support = self.circuit.table(
+            [("{" + ", ".join(reached) + "}", len(reached))],
+            lambda place: constants[place[0]],
+            bits,
+            part=None,
+            stem="threshold",
+        )
+        self.result_sites += sum(map(lut_sites, support))
+        wide = [*wires, *[ZERO] * (bits - len(wires))]
+        return pair_positions(wide, [bus[bit] for bit in range(bits)])
 
     def _requantized(self, stage: OutputStage, channel: int, wires: list[str]) -> list[str]:
         """Write the product with a constant multiplier, then what rounds and saturates it."""
@@ -273,7 +253,7 @@ class _Writer:
             constant = _missing(weighted) + added
             for power, column in enumerate(columns):
                 if constant >> power & 1:
-                    column.append(HeapBit(_ONE))
+                    column.append(HeapBit(ONE))
         return self._compressed(columns)
 
     def _numbers(self) -> list[list[list[str]]]:
@@ -357,10 +337,10 @@ class _Writer:
         if pair.flipped:
             low: list[str] = []
             bits = signal.bits
-            first = _joined([*[_ZERO] * pair.shift, *other], bits, signed=other_signed)
+            first = _joined([*[ZERO] * pair.shift, *other], bits, signed=other_signed)
             second, minus = _joined(one, bits, signed=one_signed), True
         else:
-            one += [one[-1] if one_signed else _ZERO] * (pair.shift + 1 - len(one))
+            one += [one[-1] if one_signed else ZERO] * (pair.shift + 1 - len(one))
             low = one[: pair.shift]
             bits = signal.bits - pair.shift
             first = _joined(one[pair.shift :], bits, signed=one_signed)
@@ -368,7 +348,7 @@ class _Writer:
         total = self.circuit.add(
             first,
             f"~{second}" if minus else second,
-            _ONE if minus else _ZERO,
+            ONE if minus else ZERO,
             bits,
             part=Part.MULTIPLY,
             stem="shared",
@@ -407,7 +387,7 @@ class _Writer:
                 wires.append(self.circuit.wire("inverse", 1, f"~{bit.wire}").name)
                 delays.made(wires[-1:], level)
             else:
-                wires.append(_ZERO if bit is None else bit.wire)
+                wires.append(ZERO if bit is None else bit.wire)
         return delays.after(wires), sites
 
 
@@ -419,37 +399,8 @@ def _missing(weighted: Sequence[_Weighted]) -> int:
     return -sum(1 << power for power, _, negative in weighted if negative)
 
 
-def rounding_sites(unit: Requantizer) -> float:
-    """Count the sites that round and saturate a product, about."""
-    kept = max(1, unit.accumulator_bits - unit.shift)
-    dropped = unit.accumulator_bits - kept
-    if isinstance(unit.output, IntFormat):
-        return kept + dropped / 5 + unit.output.bits
-    return unit.accumulator_bits * (unit.output.signed + unit.output.exponent_bits / 2)
-
-
-def write_chain(circuit: Circuit, positions: Sequence[Position], carry: str) -> list[str]:
-    """Write a carry chain; return the wires of its sum. The caller counts its sites."""
-    count = len(positions)
-    select = sum(position.select << (64 * at) for at, position in enumerate(positions))
-    data = sum(position.data << (32 * at) for at, position in enumerate(positions))
-    bypass = sum(position.bypass << at for at, position in enumerate(positions))
-    wires = [wire for position in positions for wire in _padded(position)]
-    bus = circuit.wire("row", count)
-    circuit.write(
-        f"lw_carry #(.N({count}), .SELECT({64 * count}'h{select:x}), "
-        f".DATA({32 * count}'h{data:x}), .BYPASS({count}'h{bypass:x})) {circuit.name('carry')} "
-        f"(.x({{{', '.join(reversed(wires))}}}), .cin({carry}), .y({bus.name}));"
-    )
-    return [bus[at] for at in range(count)]
-
-
-def _padded(position: Position) -> tuple[str, ...]:
-    return (*position.wires, *[_ZERO] * (6 - len(position.wires)))
-
-
 def _joined(wires: Sequence[str], bits: int, *, signed: bool = False) -> str:
     """Return an expression that cuts or extends bits, lowest first."""
-    above = wires[-1] if signed else _ZERO
+    above = wires[-1] if signed else ZERO
     wires = [*wires, *[above] * (bits - len(wires))][:bits]
     return "{" + ", ".join(reversed(wires)) + "}"

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lutwise.hw.constant_heap import Position
-from lutwise.hw.constant_output import level_positions, search_levels
+from lutwise.hw.constant_output import level_positions, pair_positions, search_levels
 
 
 def _carry(positions: list[Position], values: dict[str, int]) -> int:
@@ -37,6 +37,15 @@ def test_a_search_finds_the_place_among_thresholds(thresholds: list[int], highes
             reached.append(f"r{level}")
             place = place << 1 | found
         assert min(place, len(thresholds)) == bisect_right(thresholds, total)
+
+
+@given(st.integers(0, 511), st.integers(0, 511), st.integers(9, 10))
+def test_pairs_of_bits_are_compared(one: int, other: int, bits: int) -> None:
+    names = [[f"{name}{at}" for at in range(bits)] for name in "ab"]
+    values = {"1'b0": 0}
+    for wires, number in zip(names, (one, other), strict=True):
+        values |= {wire: number >> at & 1 for at, wire in enumerate(wires)}
+    assert _carry(pair_positions(*names), values) == (one >= other)
 
 
 def test_a_level_takes_fewer_positions_than_bits() -> None:

@@ -63,6 +63,7 @@ def _unit(
         ("e3m0", "int3", "int4", {"products": 5, "outputs": 3}),
         ("int4", "uint4", "uint4", {"products": 9, "outputs": 4}),
         ("int5", "int8", "uint8", {"products": 4, "outputs": 2}),
+        ("int4", "int4", "int8", {"products": 3, "outputs": 1, "low": -20, "high": 60}),
         ("int4", "uint4", "ue2m2", {"products": 3, "outputs": 2, "groups": 3}),
         ("int6", "uint6", "int6", {"products": 3, "outputs": 1, "groups": 2, "low": 0, "high": 20}),
     ],
@@ -72,7 +73,7 @@ def test_netlists_compute_the_model(
     weights: str,
     activations: str,
     output: str | None,
-    sizes: dict[str, int],
+    sizes: dict[str, Any],
     synthesizer: Synthesizer,
 ) -> None:
     unit = _unit(weights, activations, output, **sizes)
@@ -150,7 +151,7 @@ def _plain(unit: ConstantUnit) -> str:
     ],
 )
 def test_units_are_proven_equal_to_plain_verilog(
-    weights: str, activations: str, sizes: dict[str, int], synthesizer: Synthesizer
+    weights: str, activations: str, sizes: dict[str, Any], synthesizer: Synthesizer
 ) -> None:
     unit = replace(_unit(weights, activations, **sizes), name="constant")
     a, y = (port.bits for port in unit.ports)
@@ -194,7 +195,7 @@ def _stream(unit: ConstantUnit) -> str:
     ("registers", "output"), [(Registers.STAGES, "uint4"), (Registers.OUTPUT, "uint8")]
 )
 def test_the_simulator_agrees(registers: Registers, output: str) -> None:
-    unit = _unit("int4", "e2m1", output, registers=registers, products=12, outputs=6)
+    unit = _unit("int4", "e2m1", output, registers=registers, products=6, outputs=2)
     vectors, _ = constant_vectors(unit, vectors=200)
     found = simulate_stream(
         _stream(unit),
@@ -215,7 +216,12 @@ def test_the_simulator_agrees(registers: Registers, output: str) -> None:
 def test_any_formats_make_a_unit_that_counts_its_sites(
     weights: Format, activations: Format, groups: int, outputs: int, products: int, seed: int
 ) -> None:
-    sizes = {"groups": groups, "outputs": outputs, "products": products, "seed": abs(seed)}
+    sizes: dict[str, Any] = {
+        "groups": groups,
+        "outputs": outputs,
+        "products": products,
+        "seed": abs(seed),
+    }
     sums = width_of_range(*accumulator_range(weights, activations, products + 1))
     assume(sums < MOST_SUM_BITS - 2)
     unit = _unit(weights.name, activations.name, **sizes)
@@ -305,6 +311,5 @@ def test_stages_choose_their_form() -> None:
     assert few.stage is not None
     assert many.stage is not None
     assert (few.stage.form, many.stage.form) == (Form.THRESHOLDS, Form.MULTIPLY)
-    assert few.counted_sites().results > 0
-    assert many.counted_sites().results == 0
-    assert f"{many.name}_requantizer" in many.emit()
+    assert 0 < few.counted_sites().results < 0.5 * many.counted_sites().results
+    assert f"module {many.name}_round" in many.emit()
