@@ -7,7 +7,7 @@ from typing import Final
 from lutwise.hw.circuit import LUT_INPUTS, Circuit
 from lutwise.hw.constant_heap import Position
 
-__all__ = ["ONE", "ZERO", "Delays", "write_chain"]
+__all__ = ["ONE", "ZERO", "Delays", "joined", "write_chain"]
 
 ZERO: Final = "1'b0"
 ONE: Final = "1'b1"
@@ -71,3 +71,10 @@ def write_chain(circuit: Circuit, positions: Sequence[Position], carry: str) -> 
 
 def _padded(position: Position) -> tuple[str, ...]:
     return (*position.wires, *[ZERO] * (LUT_INPUTS - len(position.wires)))
+
+
+def joined(wires: Sequence[str], bits: int, *, signed: bool = False) -> str:
+    """Return an expression that cuts or extends bits, lowest first."""
+    above = wires[-1] if signed else ZERO
+    wires = [*wires, *[above] * (bits - len(wires))][:bits]
+    return "{" + ", ".join(reversed(wires)) + "}"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 from lutwise.hw.bounds import code_integers, is_legal, width_of_range
 from lutwise.hw.circuit import Circuit, Part, lut_sites
-from lutwise.hw.constant_delays import ONE, ZERO, Delays, write_chain
+from lutwise.hw.constant_delays import ONE, ZERO, Delays, joined, write_chain
 from lutwise.hw.constant_heap import Chain, Columns, HeapBit, Position, compress
 from lutwise.hw.constant_number import number_sites
 from lutwise.hw.constant_output import (
@@ -126,12 +126,12 @@ class _Writer:
         unit = self._unit
         wires = [wire for result in results for wire in result]
         level = self._delays.level(wires) if unit.registers.value == "stages" else 0
-        joined = ", ".join(reversed([self._delays.at(wire, level) for wire in wires]))
+        text = ", ".join(reversed([self._delays.at(wire, level) for wire in wires]))
         if unit.registers.value != "output":
-            self.circuit.write(f"assign y = {{{joined}}};")
+            self.circuit.write(f"assign y = {{{text}}};")
             return level
         self.circuit.write(f"reg [{len(wires) - 1}:0] results;")
-        self.circuit.write(f"always @(posedge clk) results <= {{{joined}}};")
+        self.circuit.write(f"always @(posedge clk) results <= {{{text}}};")
         self.circuit.write("assign y = results;")
         return 1
 
@@ -202,7 +202,7 @@ class _Writer:
         output = stage.output
         rounded = self.circuit.wire("rounded", output.bits)
         self.circuit.write(
-            f"{module} {self.circuit.name('round')} (.acc({_joined(product, bits)}), "
+            f"{module} {self.circuit.name('round')} (.acc({joined(product, bits)}), "
             f".m({_ROUNDING_BITS}'d1), .y({rounded.name}));"
         )
         text, top = rounded.name, stage.codes[-1]
@@ -337,14 +337,14 @@ class _Writer:
         if pair.flipped:
             low: list[str] = []
             bits = signal.bits
-            first = _joined([*[ZERO] * pair.shift, *other], bits, signed=other_signed)
-            second, minus = _joined(one, bits, signed=one_signed), True
+            first = joined([*[ZERO] * pair.shift, *other], bits, signed=other_signed)
+            second, minus = joined(one, bits, signed=one_signed), True
         else:
             one += [one[-1] if one_signed else ZERO] * (pair.shift + 1 - len(one))
             low = one[: pair.shift]
             bits = signal.bits - pair.shift
-            first = _joined(one[pair.shift :], bits, signed=one_signed)
-            second, minus = _joined(other, bits, signed=other_signed), pair.negative
+            first = joined(one[pair.shift :], bits, signed=one_signed)
+            second, minus = joined(other, bits, signed=other_signed), pair.negative
         total = self.circuit.add(
             first,
             f"~{second}" if minus else second,
@@ -397,10 +397,3 @@ def _missing(weighted: Sequence[_Weighted]) -> int:
     A bit that counts negative is in it as its complement, which is one too many.
     """
     return -sum(1 << power for power, _, negative in weighted if negative)
-
-
-def _joined(wires: Sequence[str], bits: int, *, signed: bool = False) -> str:
-    """Return an expression that cuts or extends bits, lowest first."""
-    above = wires[-1] if signed else ZERO
-    wires = [*wires, *[above] * (bits - len(wires))][:bits]
-    return "{" + ", ".join(reversed(wires)) + "}"
