@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from lutwise.consumers.diffusion.sweep_result import Cell, SweepSummary, cheapest_front
 from lutwise.errors import ConfigError
@@ -105,7 +105,7 @@ def trade_off_figure(summary: SweepSummary, axis: CostAxis = AXES[0]) -> Figure:
     figure = new_figure(width, height)
     panels = figure.subplots(1, len(steps), sharey=True, squeeze=False)[0]
     figure.subplots_adjust(
-        left=0.75 / width, right=1 - 0.2 / width, bottom=1.35 / height, top=1 - 0.45 / height,
+        left=0.75 / width, right=1 - 0.2 / width, bottom=(1.0 if len(steps) > 1 else 1.45) / height, top=1 - 0.45 / height,
         wspace=0.06,
     )  # fmt: skip
     values = [end for c in cells if c.quality for end in (c.quality.low, c.quality.high) if end > 0]
@@ -118,7 +118,8 @@ def trade_off_figure(summary: SweepSummary, axis: CostAxis = AXES[0]) -> Figure:
         "Frechet distance to real images" if measured else "squared error to the float samples"
     )
     figure.legend(
-        handles=looks.handles(banded=measured), loc="lower center", ncols=6, fontsize=8,
+        handles=looks.handles(banded=measured), loc="lower center", fontsize=8,
+        ncols=3 if len(steps) == 1 else 6,
         bbox_to_anchor=(0.5, 0.01), columnspacing=1.5, handlelength=1.6, labelspacing=0.35,
     )  # fmt: skip
     return figure
@@ -175,6 +176,7 @@ def _panel(
     costs = [axis.value(cell) for cell in cells]
     axes.set_xlim(min(costs) / 1.5, max(costs) * 1.5)
     for edge in (axes.xaxis, axes.yaxis):
+        edge.set_major_locator(LogLocator(subs=(1, 2, 5)))
         edge.set_major_formatter(FuncFormatter(short_count))
         edge.set_minor_formatter(NullFormatter())
     axes.set_xlabel(axis.label)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The pictures and the page of a sweep, written."""
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ Latents = Mapping[tuple[Setting, str], npt.NDArray[np.float32]]
 
 
 def draw_sweep(base: DitJob, result: Mapping[str, Any], latents: Latents, out: Path) -> Path:
-    """Write the pictures and ``report.html``.
+    """Write the pictures, ``samples.npz`` and ``report.html``.
 
     Args:
         base: What all cells share.
@@ -50,8 +51,22 @@ def draw_sweep(base: DitJob, result: Mapping[str, Any], latents: Latents, out: P
         curves = {n: np.array(c) for n, c in variance_curves(summary, steps).items()}
         variance = draw_variances(curves, summary.timesteps[steps], out / f"variance_T{steps}.png")
         pictures[steps] = samples.read_bytes(), variance.read_bytes()
+    _keep_samples(base, latents, out)
     for name, content in trade_off_files(summary).items():
         write_atomic(out / name, content)
     report = out / "report.html"
     write_atomic(report, sweep_page(summary, pictures).encode())
     return report
+
+
+def _keep_samples(base: DitJob, latents: Latents, out: Path) -> None:
+    """Write ``samples.npz``: names of cells, their latents, and classes."""
+    kept = io.BytesIO()
+    found = np.stack(list(latents.values()))
+    np.savez(
+        kept,
+        cells=np.array([setting.name(compensated) for setting, compensated in latents]),
+        latents=found,
+        labels=base.labels(found.shape[1]).numpy(),
+    )
+    write_atomic(out / "samples.npz", kept.getvalue())
