@@ -10,6 +10,11 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Any, Final
 
+from lutwise.cost_models.constant_cost import (
+    constant_luts,
+    constant_output_luts,
+    has_constant_price,
+)
 from lutwise.cost_models.folding import (
     FoldedLayer,
     Folding,
@@ -112,7 +117,7 @@ class LayerCost:
         memory: Where the weights of the folded design lie.
         lut_per_mac: Price of a multiply-accumulate in the folded design.
         folded: The folded design.
-        unrolled: Every multiply-accumulate in a lane of its own.
+        unrolled: A unit for every output position, with the weights built in.
         finn_luts: The folded layer by FINN's formula, memories and thresholds left out.
     """
 
@@ -250,7 +255,10 @@ class NetworkCost:
                     "windows of convolutions, pooling, sums of branches, stream buffers and "
                     "routing are not priced"
                 ),
-                "unrolled": "dot products and requantizers",
+                "unrolled": (
+                    "one unit for every output position, weights built in where they are fixed; "
+                    "sums and requantizers"
+                ),
                 "error_bar": "errors of all layers, added up as if all had the same sign",
                 "activation_bits": "outputs of every layer for one input of the network",
                 "folded_cycles": "of the slowest layer: all layers work at the same time",
@@ -381,9 +389,29 @@ def _layer_cost(layer: LayerShape, wanted: Folding, memory: Memory) -> LayerCost
 
 
 def _unrolled(layer: LayerShape) -> Target:
-    """Price one dot product per output element: units of 32 lanes in a row, and a tail.
+    """Price a unit for every output position, with the weights built in where they are fixed."""
+    if layer.weight_count and has_constant_price(layer.weights):
+        sums = constant_luts(
+            layer.weights, layer.activations, layer.dot_length, layer.outputs, groups=layer.groups
+        )
+        results = layer.outputs * constant_output_luts(layer.accumulator_bits, layer.output)
+        luts, spread = sums.value, sums.relative_error * (sums.value + results)
+    else:
+        luts, results, spread = _unrolled_variable(layer)
+    pixels = layer.output_pixels
+    return Target(
+        dot_product_luts=pixels * luts,
+        requantizer_luts=pixels * results,
+        cycles=1,
+        uncertainty_luts=pixels * spread,
+    )
 
-    The accumulator's adder of a unit takes in the sum of the unit before it.
+
+def _unrolled_variable(layer: LayerShape) -> tuple[float, float, float]:
+    """Price all outputs of a position, with both operands as inputs: sums, results, deviation.
+
+    An output has units of 32 lanes in a row, and a tail. The accumulator's adder of a unit takes in
+    the sum of the unit before it.
     """
     full, tail = divmod(layer.dot_length, _UNROLLED_LANES)
     luts = spread = 0.0
@@ -395,13 +423,9 @@ def _unrolled(layer: LayerShape) -> Target:
     requantizer = LutPrice(value=0.0, source=PriceSource.TABLE, relative_error=0.0)
     if layer.output is not None:
         requantizer = requantizer_luts(layer.accumulator_bits, layer.output)
-    elements = layer.output_elements
-    return Target(
-        dot_product_luts=elements * luts,
-        requantizer_luts=elements * requantizer.value,
-        cycles=1,
-        uncertainty_luts=elements * (spread + _spread(requantizer)),
-    )
+    outputs = layer.outputs
+    spread += _spread(requantizer)
+    return outputs * luts, outputs * requantizer.value, outputs * spread
 
 
 def _price(layer: LayerShape, lanes: int) -> LutPrice:

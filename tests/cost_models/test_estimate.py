@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from lutwise.cost_models.constant_cost import constant_luts, constant_output_luts
 from lutwise.cost_models.estimate import estimate, fold_to_budget
 from lutwise.cost_models.folding import Folding, divisor_foldings
 from lutwise.cost_models.layer_cost import LUTS_PER_BLOCK_RAM, LayerSize, Memory, layer_price
@@ -119,15 +120,26 @@ def test_a_folding_for_each_layer(layer: LayerShape) -> None:
         estimate(two, (Folding(),))
 
 
-def test_unrolled_layer_has_a_lane_for_every_product(layer: LayerShape) -> None:
+def test_unrolled_layer_has_its_weights_built_in(layer: LayerShape) -> None:
     cost = estimate([layer]).layers[0]
+    sums = constant_luts(layer.weights, layer.activations, 72, 16)
+    assert cost.unrolled.dot_product_luts == pytest.approx(100 * sums.value)
+    assert cost.unrolled.requantizer_luts == pytest.approx(
+        1600 * constant_output_luts(18, parse_element("uint4"))
+    )
+    assert cost.unrolled.cycles == 1
+    per_mac = lut_per_mac(layer.weights, layer.activations, 32).value
+    assert cost.unrolled.dot_product_luts < 0.5 * per_mac * layer.macs
+
+
+def test_unrolled_product_of_activations_has_a_lane_for_every_product(layer: LayerShape) -> None:
+    cost = estimate([replace(layer, weight_count=0)]).layers[0]
     w, a = layer.weights, layer.activations
     one_output = 64 * lut_per_mac(w, a, 32).value + 8 * lut_per_mac(w, a, 8).value
     assert cost.unrolled.dot_product_luts == pytest.approx(1600 * one_output)
     assert cost.unrolled.requantizer_luts == pytest.approx(
         1600 * requantizer_luts(18, parse_element("uint4")).value
     )
-    assert cost.unrolled.cycles == 1
 
 
 def test_counts_of_bits_and_operations(layer: LayerShape) -> None:
