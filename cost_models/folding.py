@@ -177,8 +177,9 @@ def folding_from_json(data: Any, layers: Sequence[LayerShape]) -> tuple[Folding,
 
 
 def _one_folding(name: str, entry: Any) -> Folding:
-    numbers = [entry.get(key) for key in ("PE", "SIMD")] if isinstance(entry, Mapping) else []
-    if not numbers or any(type(number) is not int or number < 1 for number in numbers):
+    found = entry if isinstance(entry, Mapping) else {}
+    numbers: list[Any] = [found.get(key) for key in ("PE", "SIMD")]
+    if any(type(number) is not int or number < 1 for number in numbers):
         raise ConfigError(
             f'layer {name!r}: wanted a folding such as {{"PE": 4, "SIMD": 8}}, got {entry!r}'
         )

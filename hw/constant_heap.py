@@ -201,7 +201,8 @@ def _best_chain(left: Sequence[_Column], worth: float) -> _Plan | None:
         here = left[at]
         height = here.height
         above = left[at + 1].height if at + 1 < top else 0
-        best, choice = end, None
+        best = end
+        choice: _Shape | None = None
         for shape in _SHAPES:
             if shape.here > height or shape.above > above or (shape.here == 6 and not here.plain):
                 continue
@@ -211,10 +212,10 @@ def _best_chain(left: Sequence[_Column], worth: float) -> _Plan | None:
                 best, choice = value, shape
         values[at], choices[at] = best, choice
     found: tuple[float, int, bool] | None = None
-    for at, shape in enumerate(choices):
-        if shape is None:
+    for at, chosen in enumerate(choices):
+        if chosen is None:
             continue
-        carry = left[at].height > shape.here and len(left[at].plain) > (shape.here == 6)
+        carry = left[at].height > chosen.here and len(left[at].plain) > (chosen.here == 6)
         value = values[at] + carry
         if value > _LEAST and (found is None or value > found[0]):
             found = value, at, carry
@@ -223,9 +224,9 @@ def _best_chain(left: Sequence[_Column], worth: float) -> _Plan | None:
     _, start, carry = found
     shapes: list[_Shape] = []
     at = start
-    while at < top and (shape := choices[at]) is not None:
-        shapes.append(shape)
-        at += shape.positions
+    while at < top and (chosen := choices[at]) is not None:
+        shapes.append(chosen)
+        at += chosen.positions
     return _Plan(start, carry, tuple(shapes))
 
 
