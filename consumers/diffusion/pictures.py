@@ -26,6 +26,9 @@ from lutwise.files import write_atomic
 __all__ = ["as_images", "draw_grid", "draw_variances"]
 
 _LINES: Final = ("-", "--", "-.", ":")
+_LETTER: Final = 0.068
+"""Width of a letter of a row's name in inches, and a little more."""
+
 _COLOURS: Final = (INK, "#0072b2", "#d55e00", "#007a5e", "#a0527a", "#8a6d00")
 
 
@@ -74,24 +77,28 @@ def draw_grid(
             f"{ {name: len(images) for name, images in rows.items()} }"
         )
     with plot_context():
-        size, label = 0.62, 1.75
+        size, label = 0.62, max(1.75, 0.15 + _LETTER * max(map(len, rows)))
         figure = new_figure(label + size * len(columns) + 0.1, size * len(rows) + 0.35)
         width, height = figure.get_size_inches()
+        # One pair of axes in inches for all: one for each picture takes a second for twenty.
+        axes = figure.add_axes((0, 0, 1, 1))
+        axes.set_axis_off()
         for i, (name, images) in enumerate(rows.items()):
             bottom = height - 0.3 - size * (i + 1)
-            figure.text(
-                (label - 0.08) / width, (bottom + size / 2) / height, name,
-                ha="right", va="center", fontsize=8,
-            )  # fmt: skip
+            axes.text(label - 0.08, bottom + size / 2, name, ha="right", va="center", fontsize=8)
             for j, image in enumerate(images):
                 left = label + size * j
-                axes = figure.add_axes((
-                    left / width, bottom / height, (size - 0.04) / width, (size - 0.04) / height,
-                ))  # fmt: skip
-                axes.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-                axes.set_axis_off()
-                if i == 0:
-                    axes.set_title(columns[j], fontsize=8, color=MUTED, pad=2)
+                axes.imshow(
+                    image, cmap="gray", vmin=0, vmax=1, interpolation="nearest", aspect="auto",
+                    extent=(left, left + size - 0.04, bottom, bottom + size - 0.04),
+                )  # fmt: skip
+        for j, column in enumerate(columns):
+            axes.text(
+                label + size * j + size / 2, height - 0.28, column,
+                ha="center", va="bottom", fontsize=8, color=MUTED,
+            )  # fmt: skip
+        axes.set_xlim(0, width)
+        axes.set_ylim(0, height)
         write_atomic(path, png_bytes(figure))
     return path
 

@@ -161,12 +161,10 @@ def _run_parallel(
     """Run units in processes; the float model first, whose samples the others share."""
     threads = torch.get_num_threads()
     results: dict[Unit, list[CellResult]] = {}
+    first = [unit for unit in units if unit.setting.exact]
     try:
-        for part in (
-            [unit for unit in units if unit.setting.exact],
-            [unit for unit in units if not unit.setting.exact],
-        ):
-            with worker_pool(jobs) as pool:
+        with worker_pool(jobs) as pool:
+            for part in (first, [unit for unit in units if unit not in first]):
                 with interrupts_held():
                     futures = {pool.submit(_work, load, unit, out, threads): unit for unit in part}
                 for future, unit in futures.items():

@@ -136,7 +136,8 @@ def test_record_has_every_claim(
         ["--model", str(saved), "--table", str(path), "--compensation", str(path),
          "--calibration", str(path), "--speed", str(make_speed()), "--steps", "4", "--intervals",
          "1", "2", "--samples", "20", "--trajectories", "8", "--calib-samples", "20",
-         "--fit-samples", "12", "--seeds", "2", "--repetitions", "1", "--state", str(tmp_path / "state"), "--json", str(out)]
+         "--fit-samples", "12", "--seeds", "2", "--repetitions", "1",
+         "--state", str(tmp_path / "state"), "--json", str(out)]
     )  # fmt: skip
     record = json.loads(out.read_bytes())
     exposure = record["exposure"]["rows"]
