@@ -105,8 +105,8 @@ def trade_off_figure(summary: SweepSummary, axis: CostAxis = AXES[0]) -> Figure:
     figure = new_figure(width, height)
     panels = figure.subplots(1, len(steps), sharey=True, squeeze=False)[0]
     figure.subplots_adjust(
-        left=0.75 / width, right=1 - 0.2 / width, bottom=(1.0 if len(steps) > 1 else 1.45) / height, top=1 - 0.45 / height,
-        wspace=0.06,
+        left=0.75 / width, right=1 - 0.2 / width, top=1 - 0.45 / height, wspace=0.06,
+        bottom=(1.0 if len(steps) > 1 else 1.45) / height,
     )  # fmt: skip
     values = [end for c in cells if c.quality for end in (c.quality.low, c.quality.high) if end > 0]
     for axes, count in zip(panels, steps, strict=True):
@@ -260,11 +260,14 @@ def variance_curves(summary: SweepSummary, steps: int) -> dict[str, tuple[float,
     """Return the variance of latents by step of some telling cells, the float model first.
 
     These are the cells with the longest interval, and of them those of the first format that is
-    not float, with every compensation, beside the float model with the same cache.
+    not float, with every compensation, beside the float model with the same cache. None where the
+    file leaves them out.
     """
     cells = [cell for cell in summary.cells if cell.setting.steps == steps]
     exact = summary.floats()[steps]
     others = [cell for cell in cells if not cell.setting.exact]
+    if exact.variance is None:
+        return {}
     if not others:
         return {"float": exact.variance}
     longest = max(cell.setting.interval for cell in others)
@@ -273,6 +276,6 @@ def variance_curves(summary: SweepSummary, steps: int) -> dict[str, tuple[float,
     found = {"float": exact.variance}
     for cell in others:
         plain_float = cell.setting.formats.is_float and cell.compensation == "none"
-        if cell.setting == first or plain_float:
+        if cell.variance is not None and (cell.setting == first or plain_float):
             found[_label(cell)] = cell.variance
     return found

@@ -54,9 +54,8 @@ class Cell:
             none.
         seconds: To sample with fake quantization, by the clock.
         processor_seconds: The same, on the processor.
-        variance: Of what the model was given, mean over seeds and channels, by step.
-        mse_by_step: Squared error to the float model's trajectory, mean over seeds, by step; None
-            for the float model.
+        variance: Of what the model was given, mean over seeds and channels, by step; None where
+            the file leaves it out.
     """
 
     setting: Setting
@@ -70,8 +69,7 @@ class Cell:
     accuracy: Spread | None
     seconds: Spread
     processor_seconds: Spread
-    variance: tuple[float, ...]
-    mse_by_step: tuple[float, ...] | None
+    variance: tuple[float, ...] | None
 
     @property
     def name(self) -> str:
@@ -115,14 +113,7 @@ class Cell:
             accuracy=spread("of_the_wanted_class"),
             seconds=seconds,
             processor_seconds=processor,
-            variance=_mean_by_step(
-                [[fmean(step) for step in seed["variance_by_step_and_channel"]] for seed in seeds]
-            ),
-            mse_by_step=(
-                _mean_by_step([seed["paired_mse_by_step"] for seed in seeds])
-                if "paired_mse_by_step" in seeds[0]
-                else None
-            ),
+            variance=_mean_variance(seeds),
         )
 
 
@@ -216,5 +207,9 @@ def _at(seed: Mapping[str, Any], path: Sequence[str]) -> float | None:
     return None if found is None else float(found)
 
 
-def _mean_by_step(rows: Sequence[Sequence[float]]) -> tuple[float, ...]:
+def _mean_variance(seeds: Sequence[Mapping[str, Any]]) -> tuple[float, ...] | None:
+    found = [seed.get("variance_by_step_and_channel") for seed in seeds]
+    rows = [[fmean(step) for step in seed] for seed in found if seed is not None]
+    if len(rows) < len(seeds):
+        return None
     return tuple(fmean(values) for values in zip(*rows, strict=True))

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import diffusion_claims
+from benchmarks import diffusion_claims, write_diffusion
 from benchmarks.diffusion_probes import (
     OPPOSITE,
     SEEN,
@@ -128,8 +129,12 @@ def test_int8_is_timed_beside_float(base: DitJob, tmp_path: Path) -> None:
     assert all(value > 0 for value in found["milliseconds_per_step"].values())
 
 
-def test_record_has_every_claim(
-    table: dict[str, Any], saved: Path, tmp_path: Path, make_speed: Callable[[], Path]
+def test_record_has_every_claim_and_the_page_tells_it(
+    table: dict[str, Any],
+    saved: Path,
+    tmp_path: Path,
+    make_speed: Callable[[], Path],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     path, out = tmp_path / "table" / "sweep.json", tmp_path / "claims.json"
     diffusion_claims.main(
@@ -167,12 +172,36 @@ def test_record_has_every_claim(
     assert factors["steps", 3] == pytest.approx(4 / 3)
     assert 1 < factors["cache", 2] < 2
 
+    monkeypatch.setattr(write_diffusion, "DATA", tmp_path / "data")
+    monkeypatch.setattr(write_diffusion, "DOCS", tmp_path / "docs")
+    sweeps = tmp_path / "sweeps"
+    sweeps.mkdir()
+    for name in write_diffusion.SWEEPS:
+        shutil.copy(path, sweeps / f"{name}.json")
+    (tmp_path / "data").mkdir()
+    shutil.copy(make_speed(), tmp_path / "data" / "dit_speed.json")
+    write_diffusion.main(["--collect", str(sweeps), "--claims", str(out)])
+    page = (tmp_path / "docs" / "consumers" / "diffusion-results.md").read_text()
+    for title in ("### 4 steps", "## Compensations", "### 12.7 times faster"):
+        assert title in page
+    both_over_sum = f"{min(row['ratio_to_sum']):.3g} to {max(row['ratio_to_sum']):.3g}"
+    assert both_over_sum in page
+    assert (tmp_path / "docs" / "images" / "dit_trade_off.png").read_bytes()[:4] == b"\x89PNG"
+    # What is by step stays out of the repository, and the page comes back from what is left.
+    assert "by_step" not in (tmp_path / "data" / "dit_table.json").read_text()
+    write_diffusion.main([])
+    assert (tmp_path / "docs" / "consumers" / "diffusion-results.md").read_text() == page
+
 
 @pytest.fixture
 def make_speed(tmp_path: Path) -> Callable[[], Path]:
     def make() -> Path:
         path = tmp_path / "speed.json"
-        path.write_text(json.dumps({"rows": [{"batch": 1, "processor_speedup": {"int8 N=1": 3}}]}))
+        path.write_text(
+            json.dumps(
+                {"tokens": 256, "rows": [{"batch": 1, "processor_speedup": {"int8 N=1": 3}}]}
+            )
+        )
         return path
 
     return make
