@@ -13,6 +13,7 @@ __all__ = [
     "claims_sections",
     "compensation_section",
     "goal",
+    "schedule_section",
     "speed_section",
     "table_section",
 ]
@@ -108,8 +109,10 @@ def table_section(record: Record) -> str:
         ]
         (between,) = [found for key, found in record["float"].items() if int(key) == steps]
         apart = [pair["value"] for pair in between["between_seeds"]]
-        said = f"The float model's samples of two seeds are {values(apart)} apart.\n\n"
-        parts.append(f"### {steps} steps\n\n{said if apart else ''}" + table(_TABLE_HEADS, rows))
+        said = ""
+        if apart:
+            said = f"The float model's samples of two seeds are {values(apart)} apart.\n\n"
+        parts.append(f"### {steps} steps\n\n{said}{table(_TABLE_HEADS, rows)}")
     return "\n".join(parts)
 
 
@@ -193,6 +196,32 @@ def calibration_section(records: Sequence[Record]) -> str:
         f"no compensation, {first.samples} samples for each of {first.seeds} seeds; ranges by "
         "least squared error, from samples of trajectories with the same cache.\n\n"
         + table(heads, rows)
+    )
+
+
+def schedule_section(record: Record) -> str:
+    """Return what steps to refresh at do for as many refreshes."""
+    rows = []
+    floats: list[float] = []
+    for found in record["rows"]:
+        measure = found["measure"]
+        for row in found["measured"]:
+            plain, std, floats = (
+                [entry[measure] for entry in row[k]] for k in ("none", "std", "float")
+            )
+            rows.append(
+                (found["order"], ", ".join(map(str, row["refreshes"])), values(plain), values(std),
+                 f"{row['macs'] / row['float_macs']:.3f}",
+                 "yes" if Spread.of(std).mean <= ALLOWED * max(floats) else "no")
+            )  # fmt: skip
+    heads = ("order", "refreshed at steps", "no compensation", "std", "MACs",
+             f"within {ALLOWED:g} of float's worst seed")  # fmt: skip
+    return (
+        f"## When to refresh\n\nInt8, {record['steps']} steps, the refreshes that N = "
+        f"{record['interval']} has: evenly spaced, or where a search on other noise put them "
+        "(`benchmarks/diffusion_schedule.py`). Frechet distance, "
+        f"{record['samples']} samples for each of {len(record['rows'][0]['measured'][0]['std'])} "
+        f"seeds; float without a cache {values(floats)}.\n\n" + table(heads, rows)
     )
 
 

@@ -27,6 +27,7 @@ from benchmarks.diffusion_text import (
     claims_sections,
     compensation_section,
     goal,
+    schedule_section,
     speed_section,
     table_section,
 )
@@ -145,6 +146,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parts = [HEAD]
     if table is not None:
         parts += [goal(table), pictures(table, read("samples")), table_section(table)]
+    schedule = read("schedule")
+    if schedule is not None:
+        parts.append(schedule_section(schedule))
     compensation = read("compensation")
     if compensation is not None:
         parts.append(compensation_section(compensation))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import diffusion_claims, write_diffusion
+from benchmarks import diffusion_claims, diffusion_schedule, write_diffusion
 from benchmarks.diffusion_probes import (
     OPPOSITE,
     SEEN,
@@ -22,6 +22,8 @@ from benchmarks.diffusion_probes import (
     similarity,
     similarity_of_neighbours,
 )
+from benchmarks.diffusion_schedule import descend
+from benchmarks.diffusion_text import schedule_section
 from lutwise.consumers.diffusion.grid import Formats, Grid
 from lutwise.consumers.diffusion.job import CalibrationChoice, DitJob
 from lutwise.consumers.diffusion.sweep import sweep_dit
@@ -205,3 +207,36 @@ def make_speed(tmp_path: Path) -> Callable[[], Path]:
         return path
 
     return make
+
+
+def test_descent_finds_the_nearest_best() -> None:
+    """Squared distance from a target has one minimum, and moves of one step reach it."""
+    target = (0, 7, 12, 18)
+    best, tried = descend(
+        (0, 5, 10, 15),
+        20,
+        lambda found: sum((a - b) ** 2 for a, b in zip(found, target, strict=True)),
+    )
+    assert best == target
+    assert min(tried, key=lambda row: row["value"])["refreshes"] == list(target)
+    assert all(row["refreshes"][0] == 0 and row["refreshes"][-1] < 20 for row in tried)
+    assert len({tuple(row["refreshes"]) for row in tried}) == len(tried)
+
+
+def test_searched_schedule_is_measured_beside_the_even_one(saved: Path, tmp_path: Path) -> None:
+    out = tmp_path / "schedule.json"
+    diffusion_schedule.main(
+        ["--model", str(saved), "--steps", "4", "--interval", "2", "--orders", "0",
+         "--search-samples", "6", "--samples", "8", "--fit-samples", "6", "--calib-samples", "20",
+         "--trajectories", "8", "--seeds", "2", "--state", str(tmp_path / "state"), "--json",
+         str(out)]
+    )  # fmt: skip
+    record = json.loads(out.read_bytes())
+    (row,) = record["rows"]
+    even, searched = row["measured"]
+    assert even["refreshes"] == [0, 2]
+    assert searched["macs"] == even["macs"] < even["float_macs"]
+    assert [entry["paired_mse"] for entry in even["float"]] == [0, 0]
+    values = {tuple(trial["refreshes"]): trial["value"] for trial in row["tried"]}
+    assert values[tuple(searched["refreshes"])] == min(values.values())
+    assert "0, 2" in schedule_section(record)
