@@ -33,9 +33,9 @@ def spread(found: Spread | None, digits: int = 3) -> str:
 
 
 def number(value: float, digits: int = 3) -> str:
-    """Return a number with so many digits, without exponent where it can be read so."""
-    text = f"{value:.{digits}g}"
-    return f"{value:.0f}" if "e+" in text else text
+    """Return a number with so many digits, and an exponent only where it is small."""
+    text = f"{value:#.{digits}g}"
+    return f"{value:.0f}" if "e+" in text else text.rstrip(".")
 
 
 def values(found: Sequence[float], digits: int = 3) -> str:

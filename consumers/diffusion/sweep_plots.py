@@ -223,7 +223,15 @@ def _draw_labels(
         x, y = axes.transData.transform((axis.value(cell), cell.quality.mean))
         return float(x), float(y)
 
+    def height(value: float) -> float:
+        return float(axes.transData.transform((1, value))[1])
+
     marks = [Box(x - half, y - half, x + half, y + half) for x, y in map(place, cells)]
+    bars = [
+        Box(x - 1.5, height(quality.low), x + 1.5, height(quality.high))
+        for (x, _), quality in ((place(cell), cell.quality) for cell in cells)
+        if quality is not None
+    ]
     names = [_label(cell) for cell in front]
     sizes = []
     for name in names:
@@ -233,7 +241,7 @@ def _draw_labels(
         sizes.append((extent.width + 2, extent.height))
     frame = axes.get_window_extent()
     centres = place_labels(
-        [place(cell) for cell in front], sizes, marks, [],
+        [place(cell) for cell in front], sizes, marks, bars,
         Box(frame.x0 + 2, frame.y0 + 2, frame.x1 - 2, frame.y1 - 2), distance=half + 2 * dots,
     )  # fmt: skip
     back = axes.transAxes.inverted()

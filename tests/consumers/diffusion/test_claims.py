@@ -23,7 +23,7 @@ from benchmarks.diffusion_probes import (
     similarity_of_neighbours,
 )
 from benchmarks.diffusion_schedule import descend
-from benchmarks.diffusion_text import schedule_section
+from benchmarks.diffusion_text import number, schedule_section
 from lutwise.consumers.diffusion.grid import Formats, Grid
 from lutwise.consumers.diffusion.job import CalibrationChoice, DitJob
 from lutwise.consumers.diffusion.sweep import sweep_dit
@@ -186,7 +186,7 @@ def test_record_has_every_claim_and_the_page_tells_it(
     page = (tmp_path / "docs" / "consumers" / "diffusion-results.md").read_text()
     for title in ("### 4 steps", "## Compensations", "### 12.7 times faster"):
         assert title in page
-    both_over_sum = f"{min(row['ratio_to_sum']):.3g} to {max(row['ratio_to_sum']):.3g}"
+    both_over_sum = f"{min(row['ratio_to_sum']):#.3g} to {max(row['ratio_to_sum']):#.3g}"
     assert both_over_sum in page
     assert (tmp_path / "docs" / "images" / "dit_trade_off.png").read_bytes()[:4] == b"\x89PNG"
     # What is by step stays out of the repository, and the page comes back from what is left.
@@ -240,3 +240,11 @@ def test_searched_schedule_is_measured_beside_the_even_one(saved: Path, tmp_path
     values = {tuple(trial["refreshes"]): trial["value"] for trial in row["tried"]}
     assert values[tuple(searched["refreshes"])] == min(values.values())
     assert "0, 2" in schedule_section(record)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(3.0, "3.00"), (0.00049, "0.000490"), (4.94e-5, "4.94e-05"), (99.97, "100"), (12345, "12345")],
+)
+def test_numbers_keep_their_digits(value: float, text: str) -> None:
+    assert number(value) == text
