@@ -245,9 +245,10 @@ def _draw_labels(
         Box(frame.x0 + 2, frame.y0 + 2, frame.x1 - 2, frame.y1 - 2), distance=half + 2 * dots,
     )  # fmt: skip
     back = axes.transAxes.inverted()
-    for cell, name, (x, y) in zip(front, names, centres, strict=True):
+    for cell, name, centre in zip(front, names, centres, strict=True):
+        x, y = back.transform(centre)
         axes.text(
-            *back.transform((x, y)), name, transform=axes.transAxes, ha="center", va="center",
+            x, y, name, transform=axes.transAxes, ha="center", va="center",
             size=_LABEL, color=looks.colours[str(cell.setting.formats)], zorder=6,
             bbox={"boxstyle": "square,pad=0.08", "fc": PAPER, "ec": "none", "alpha": 0.7},
         )  # fmt: skip
