@@ -100,7 +100,10 @@ def _headline(summary: SweepSummary) -> Markup:
             continue
         allowed = _TOLERANCE * exact.frechet.high
         good = [c for c in cells if c.frechet is not None and c.frechet.mean <= allowed]
-        title = tag("span", f"fewest bit operations within {_TOLERANCE:g} of float, {steps} steps")
+        title = tag(
+            "span",
+            f"fewest bit operations within {_TOLERANCE:g} of float's worst seed, {steps} steps",
+        )
         if not good:
             best = min(cells, key=lambda c: c.frechet.mean if c.frechet else float("inf"))
             cards.append(

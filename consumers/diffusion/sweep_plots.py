@@ -118,7 +118,7 @@ def trade_off_figure(summary: SweepSummary, axis: CostAxis = AXES[0]) -> Figure:
         "Frechet distance to real images" if measured else "squared error to the float samples"
     )
     figure.legend(
-        handles=looks.handles(banded=measured), loc="lower center", fontsize=8,
+        handles=looks.handles(banded=measured, fronted=axis is AXES[0]), loc="lower center", fontsize=8,
         ncols=3 if len(steps) == 1 else 6,
         bbox_to_anchor=(0.5, 0.01), columnspacing=1.5, handlelength=1.6, labelspacing=0.35,
     )  # fmt: skip
@@ -141,7 +141,7 @@ class _Looks:
             markers={n: _MARKERS[i % len(_MARKERS)] for i, n in enumerate(intervals)},
         )
 
-    def handles(self, *, banded: bool) -> list[Line2D | Patch]:
+    def handles(self, *, banded: bool, fronted: bool) -> list[Line2D | Patch]:
         found: list[Line2D | Patch] = [
             Line2D([], [], color=colour, lw=4, label=name) for name, colour in self.colours.items()
         ]
@@ -153,7 +153,8 @@ class _Looks:
             found.append(
                 Line2D([], [], color=MUTED, mfc=fill, marker="o", ms=_MARK, ls="none", label=label)
             )
-        found.append(Line2D([], [], color=HALO, lw=4, label="best for the cost"))
+        if fronted:
+            found.append(Line2D([], [], color=HALO, lw=4, label="best for the cost"))
         if banded:
             found.append(
                 Patch(facecolor=BAND, edgecolor=MUTED, lw=0.6, label="float, N = 1, over seeds")
