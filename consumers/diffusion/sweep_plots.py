@@ -118,7 +118,8 @@ def trade_off_figure(summary: SweepSummary, axis: CostAxis = AXES[0]) -> Figure:
         "Frechet distance to real images" if measured else "squared error to the float samples"
     )
     figure.legend(
-        handles=looks.handles(banded=measured, fronted=axis is AXES[0]), loc="lower center", fontsize=8,
+        handles=looks.handles(banded=measured, fronted=axis is AXES[0]),
+        loc="lower center", fontsize=8,
         ncols=3 if len(steps) == 1 else 6,
         bbox_to_anchor=(0.5, 0.01), columnspacing=1.5, handlelength=1.6, labelspacing=0.35,
     )  # fmt: skip
