@@ -30,8 +30,8 @@ from lutwise.files import write_atomic
 from lutwise.hw.bounds import accumulator_range, width_of_range
 from lutwise.hw.constant_number import number_bits
 from lutwise.hw.constant_unit import ConstantUnit
-from lutwise.hw.layer_unit import MOST_SUM_BITS
 from lutwise.hw.layers import constant_unit
+from lutwise.hw.weighted_layer import MOST_SUM_BITS
 from lutwise.quant.formats import Format, parse_element
 from lutwise.quant.network_file import load_network
 from lutwise.quant.numerics import encode, quantize

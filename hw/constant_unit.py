@@ -9,20 +9,17 @@ input (`lutwise.hw.constant_terms`), and an output is the sum of their bits
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from lutwise.errors import ConfigError
-from lutwise.hw.bounds import exact_integers, weight_bounded_range
+from lutwise.hw.bounds import weight_bounded_range
 from lutwise.hw.constant_number import number_range
 from lutwise.hw.constant_rtl import ConstantEmitted, ConstantSites, write_constant_unit
 from lutwise.hw.constant_terms import Terms, terms_of
-from lutwise.hw.layer_unit import MOST_SUM_BITS
-from lutwise.hw.output_stage import OutputStage
 from lutwise.hw.ports import Direction, Port
-from lutwise.quant.formats import Format
+from lutwise.hw.weighted_layer import WeightedLayer
 
 __all__ = ["ConstantUnit", "Registers"]
 
@@ -41,7 +38,7 @@ class Registers(Enum):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class ConstantUnit:
+class ConstantUnit(WeightedLayer):
     """A layer as a circuit without memory.
 
     Ports: ``clk`` where there are registers; ``a``, the codes of a vector, group by group, input 0
@@ -52,14 +49,7 @@ class ConstantUnit:
     integer) must not be applied: ``model`` refuses them and the circuit's answer is not
     specified.
 
-    Args:
-        name: Of the module.
-        weights: Format of the weights.
-        activations: Format of the inputs.
-        weight_codes: Codes, shape (groups, outputs of a group, products).
-        accumulator_bits: Two's complement width that holds every sum, with and without its bias.
-        stage: What follows the sums; ``None`` where a sum with its bias goes out.
-        bias: Per output channel, in units of the accumulator; used without a stage.
+    Args, beside those of ``WeightedLayer``:
         registers: Where there are registers.
         share: Whether sums that several outputs need are made once.
 
@@ -68,32 +58,11 @@ class ConstantUnit:
         FormatError: A weight's code is not a number of its format.
     """
 
-    name: str
-    weights: Format
-    activations: Format
-    weight_codes: npt.NDArray[np.int64]
-    accumulator_bits: int
-    stage: OutputStage | None
-    bias: tuple[int, ...]
     registers: Registers = Registers.NONE
     share: bool = True
 
     def __post_init__(self) -> None:
-        if self.weight_codes.ndim != 3 or not self.weight_codes.size:
-            raise ConfigError(
-                f"unit {self.name!r}: wanted weights of shape (groups, outputs, products), got "
-                f"{self.weight_codes.shape}"
-            )
-        if not 3 <= self.accumulator_bits <= MOST_SUM_BITS:
-            raise ConfigError(
-                f"unit {self.name!r}: an accumulator has 3..{MOST_SUM_BITS} bits, got "
-                f"{self.accumulator_bits}"
-            )
-        channels = len(self.stage.bias) if self.stage else len(self.bias)
-        if channels != self.channels:
-            raise ConfigError(
-                f"unit {self.name!r}: {self.channels} channels, but {channels} biases"
-            )
+        super().__post_init__()
         reach = 1 << (self.accumulator_bits - 1)
         for channel, (low, high) in enumerate(self.sum_ranges):
             added = self.added(channel)
@@ -104,26 +73,6 @@ class ConstantUnit:
                 )
 
     @property
-    def groups(self) -> int:
-        """Groups of outputs with inputs of their own."""
-        return int(self.weight_codes.shape[0])
-
-    @property
-    def outputs(self) -> int:
-        """Output channels of a group."""
-        return int(self.weight_codes.shape[1])
-
-    @property
-    def channels(self) -> int:
-        """Output channels of all groups."""
-        return self.groups * self.outputs
-
-    @property
-    def products(self) -> int:
-        """Products per output."""
-        return int(self.weight_codes.shape[2])
-
-    @property
     def interval(self) -> int:
         """Cycles from one vector to the next."""
         return 1
@@ -132,11 +81,6 @@ class ConstantUnit:
     def latency(self) -> int:
         """Rising edges from a vector to its results."""
         return self._emitted.latency
-
-    @property
-    def output_bits(self) -> int:
-        """Width of one result."""
-        return self.stage.output.bits if self.stage else self.accumulator_bits
 
     @property
     def ports(self) -> tuple[Port, ...]:
@@ -151,11 +95,6 @@ class ConstantUnit:
             ),
             Port(name="y", bits=self.channels * self.output_bits, direction=Direction.OUTPUT),
         )
-
-    @cached_property
-    def weight_integers(self) -> npt.NDArray[Any]:
-        """Weights in units of their format, shape of the codes, Python integers."""
-        return exact_integers(self.weights, self.weight_codes)
 
     @cached_property
     def sum_ranges(self) -> tuple[tuple[int, int], ...]:
@@ -177,32 +116,6 @@ class ConstantUnit:
         """What is added up, per group."""
         ranges = [number_range(self.activations)] * self.products
         return tuple(terms_of(matrix, ranges, share=self.share) for matrix in self.weight_integers)
-
-    def model(self, vectors: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Compute results exactly.
-
-        Args:
-            vectors: Codes of inputs, shape (n, groups, products).
-
-        Returns:
-            Codes of the output, or sums with bias where there is no stage, shape (n, channels).
-
-        Raises:
-            ConfigError: The shape is wrong.
-            FormatError: A code is not a number of the inputs' format.
-        """
-        if vectors.shape[1:] != (self.groups, self.products):
-            raise ConfigError(
-                f"unit {self.name!r}: wanted inputs of shape (n, {self.groups}, "
-                f"{self.products}), got {vectors.shape}"
-            )
-        w = self.weight_integers.astype(np.int64)
-        a = exact_integers(self.activations, vectors).astype(np.int64)
-        sums: npt.NDArray[np.int64] = np.einsum("ngk,gok->ngo", a, w).reshape(-1, self.channels)
-        if self.stage is None:
-            return sums + np.array(self.bias, dtype=np.int64)
-        channels = np.broadcast_to(np.arange(self.channels), sums.shape)
-        return self.stage.model(sums, channels)
 
     def emit(self) -> str:
         """Write the unit as Verilog, with all modules that it needs."""

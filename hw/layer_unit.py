@@ -11,27 +11,21 @@ Grouped convolutions (depthwise ones too) take one vector per group, in the orde
 from dataclasses import dataclass
 from functools import cached_property
 from math import ceil
-from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from lutwise.errors import ConfigError
 from lutwise.hw.architecture import Architecture
-from lutwise.hw.bounds import exact_integers
 from lutwise.hw.dot_product import DotProduct
 from lutwise.hw.layer_unit_rtl import write_layer_unit
-from lutwise.hw.output_stage import OutputStage
-from lutwise.quant.formats import Format
+from lutwise.hw.weighted_layer import WeightedLayer
 
-__all__ = ["MOST_SUM_BITS", "LayerUnit"]
-
-MOST_SUM_BITS: Final = 62
-"""Wider accumulators are refused: the model's sums are 64-bit integers."""
+__all__ = ["LayerUnit"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class LayerUnit:
+class LayerUnit(WeightedLayer):
     """A layer in hardware.
 
     Ports: ``clk``; ``rst``, synchronous; ``in_data``, ``in_valid``, ``in_ready`` and
@@ -40,14 +34,7 @@ class LayerUnit:
     ``weight_address``, ``weight_enable`` and ``weight_data``: a memory that answers after one
     edge with ``weight_enable``.
 
-    Args:
-        name: Of the module.
-        weights: Format of the weights.
-        activations: Format of the inputs.
-        weight_codes: Codes, shape (groups, outputs of a group, products).
-        accumulator_bits: Two's complement width that holds every sum, with and without its bias.
-        stage: What follows the accumulator; ``None`` where the sum with its bias goes out.
-        bias: Per output channel, in units of the accumulator; used without a stage.
+    Args, beside those of ``WeightedLayer``:
         pe: Outputs computed side by side.
         simd: Products per output and cycle.
         architecture: Of the dot products.
@@ -58,13 +45,6 @@ class LayerUnit:
         ConfigError: A size is out of range, or sizes contradict each other.
     """
 
-    name: str
-    weights: Format
-    activations: Format
-    weight_codes: npt.NDArray[np.int64]
-    accumulator_bits: int
-    stage: OutputStage | None
-    bias: tuple[int, ...]
     pe: int
     simd: int
     architecture: Architecture
@@ -72,47 +52,12 @@ class LayerUnit:
     weights_inside: bool = True
 
     def __post_init__(self) -> None:
-        if self.weight_codes.ndim != 3 or not self.weight_codes.size:
+        super().__post_init__()
+        if not (1 <= self.pe <= self.outputs and 1 <= self.simd <= self.products):
             raise ConfigError(
-                f"unit {self.name!r}: wanted weights of shape (groups, outputs, products), got "
-                f"{self.weight_codes.shape}"
-            )
-        if not 3 <= self.accumulator_bits <= MOST_SUM_BITS:
-            raise ConfigError(
-                f"unit {self.name!r}: an accumulator has 3..{MOST_SUM_BITS} bits, got "
-                f"{self.accumulator_bits}"
-            )
-        _, outputs, products = self.weight_codes.shape
-        if not (1 <= self.pe <= outputs and 1 <= self.simd <= products):
-            raise ConfigError(
-                f"unit {self.name!r}: pe is 1..{outputs} and simd 1..{products}, got "
+                f"unit {self.name!r}: pe is 1..{self.outputs} and simd 1..{self.products}, got "
                 f"pe={self.pe}, simd={self.simd}"
             )
-        channels = len(self.stage.bias) if self.stage else len(self.bias)
-        if channels != self.channels:
-            raise ConfigError(
-                f"unit {self.name!r}: {self.channels} channels, but {channels} biases"
-            )
-
-    @property
-    def groups(self) -> int:
-        """Groups of outputs with inputs of their own."""
-        return int(self.weight_codes.shape[0])
-
-    @property
-    def outputs(self) -> int:
-        """Output channels of a group."""
-        return int(self.weight_codes.shape[1])
-
-    @property
-    def channels(self) -> int:
-        """Output channels of all groups."""
-        return self.groups * self.outputs
-
-    @property
-    def products(self) -> int:
-        """Products per output."""
-        return int(self.weight_codes.shape[2])
 
     @property
     def input_beats(self) -> int:
@@ -136,11 +81,6 @@ class LayerUnit:
         Where nobody pauses; the results of every further fold follow ``input_beats`` edges later.
         """
         return 2 + self.dot.latency
-
-    @property
-    def output_bits(self) -> int:
-        """Width of one result."""
-        return self.stage.output.bits if self.stage else self.accumulator_bits
 
     @cached_property
     def dot(self) -> DotProduct:
@@ -172,32 +112,6 @@ class LayerUnit:
             sum(int(code) << (bits * lane) for lane, code in enumerate(word))
             for word in words.reshape(groups * folds * beats, self.pe * self.simd)
         )
-
-    def model(self, vectors: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Compute results exactly.
-
-        Args:
-            vectors: Codes of inputs, shape (n, groups, products).
-
-        Returns:
-            Codes of the output, or sums with bias where there is no stage, shape (n, channels).
-
-        Raises:
-            ConfigError: The shape is wrong.
-            FormatError: A code is not a number of the inputs' format.
-        """
-        if vectors.shape[1:] != (self.groups, self.products):
-            raise ConfigError(
-                f"unit {self.name!r}: wanted inputs of shape (n, {self.groups}, "
-                f"{self.products}), got {vectors.shape}"
-            )
-        w = exact_integers(self.weights, self.weight_codes).astype(np.int64)
-        a = exact_integers(self.activations, vectors).astype(np.int64)
-        sums: npt.NDArray[np.int64] = np.einsum("ngk,gok->ngo", a, w).reshape(-1, self.channels)
-        if self.stage is None:
-            return sums + np.array(self.bias, dtype=np.int64)
-        channels = np.broadcast_to(np.arange(self.channels), sums.shape)
-        return self.stage.model(sums, channels)
 
     def emit(self) -> str:
         """Write the unit as Verilog, with all modules that it needs."""

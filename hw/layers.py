@@ -13,8 +13,9 @@ from lutwise.errors import ConfigError
 from lutwise.hw.bounds import code_integers, is_legal
 from lutwise.hw.constant_unit import ConstantUnit, Registers
 from lutwise.hw.dot_product import smallest_architecture
-from lutwise.hw.layer_unit import MOST_SUM_BITS, LayerUnit
+from lutwise.hw.layer_unit import LayerUnit
 from lutwise.hw.output_stage import OutputStage
+from lutwise.hw.weighted_layer import MOST_SUM_BITS
 from lutwise.quant.network import Conv, Linear, Network
 from lutwise.quant.numerics import encode
 

@@ -15,7 +15,7 @@ from lutwise.cost_models.library import PriceSource, lut_per_mac
 from lutwise.cost_models.units import weight_formats
 from lutwise.errors import ConfigError
 from lutwise.hw.bounds import accumulator_range, width_of_range
-from lutwise.hw.layer_unit import MOST_SUM_BITS
+from lutwise.hw.weighted_layer import MOST_SUM_BITS
 from lutwise.quant.formats import parse_element, parse_weight
 
 

@@ -15,11 +15,11 @@ from lutwise.hw.bounds import accumulator_range, code_integers, width_of_range
 from lutwise.hw.constant_number import number_bits, number_range
 from lutwise.hw.constant_unit import ConstantUnit, Registers
 from lutwise.hw.constant_verify import constant_vectors, verify_constant_unit
-from lutwise.hw.layer_unit import MOST_SUM_BITS
 from lutwise.hw.output_stage import Form
 from lutwise.hw.packing import pack
 from lutwise.hw.simulator import simulate_stream
 from lutwise.hw.synthesis import Flow, Synthesizer
+from lutwise.hw.weighted_layer import MOST_SUM_BITS
 from lutwise.quant.formats import Format, IntFormat, parse_element
 from tests.hw.units import needs_simulator, random_unit
 from tests.strategies import formats
