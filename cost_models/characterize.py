@@ -30,7 +30,6 @@ from lutwise.hw.verify import verify_dot_product
 
 __all__ = [
     "DOT_PRODUCT_COLUMNS",
-    "PARTS",
     "PROOF_COLUMNS",
     "candidates",
     "characterize_dot_product",
@@ -63,9 +62,6 @@ PROOF_COLUMNS: Final = (
 )
 """How each row came about: LUT functions before packing, what its netlist was compared on, and the
 hash of the Verilog."""
-
-PARTS: Final = ("diagonal", "dot_products", "requantizers")
-"""What can be built alone; ``diagonal`` are dot products of one format, written in place of all."""
 
 VECTORS: Final = 100_000
 """Random vectors that a netlist is compared on when its operands cannot all be tried."""
@@ -257,7 +253,8 @@ def rebuild(
     Args:
         out: Folder of the tables.
         jobs: Units built at a time.
-        only: One of ``PARTS``; all units if ``None``.
+        only: ``dot_products``, ``requantizers``, or ``diagonal`` for dot products of one format,
+            written in place of all; all units if ``None``.
         quiet: No progress on stderr.
 
     Returns:

@@ -5,38 +5,24 @@ Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2
 130 interrupted.
 """
 
-import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from lutwise import __version__
+from lutwise.cli_support import JSON_OPTION, QUIET_OPTION, print_result, stack
 from lutwise.dit_cli import dit
 from lutwise.errors import LutwiseError
 from lutwise.interrupts import interrupted, remember_interrupts
 
 __all__ = ["cli", "main"]
 
-_F = TypeVar("_F", bound=Callable[..., Any])
-
-
-def _stack(*options: Callable[[_F], _F]) -> Callable[[_F], _F]:
-    """Return one decorator that applies several, so that their help keeps the given order."""
-
-    def apply(function: _F) -> _F:
-        for option in reversed(options):
-            function = option(function)
-        return function
-
-    return apply
-
-
-_MODEL_OPTIONS = _stack(
+_MODEL_OPTIONS = stack(
     click.argument("model"),
     click.option("--arch", help="Architecture of a checkpoint: zoo/NAME, timm/NAME, ..."),
     click.option("--trust-code", is_flag=True, help="Allow --arch to run Python code of yours."),
@@ -50,11 +36,11 @@ _MODEL_OPTIONS = _stack(
                  help="Products per output and cycle in the priced hardware."),
     click.option("--threads", type=click.IntRange(1),
                  help="Threads of each process; default: all cores, shared by --jobs."),
-    click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
-    click.option("--quiet", is_flag=True, help="No progress on stderr."),
+    JSON_OPTION,
+    QUIET_OPTION,
 )  # fmt: skip
 
-_RECIPE_OPTIONS = _stack(
+_RECIPE_OPTIONS = stack(
     click.option("--recipe", type=click.Path(path_type=Path), help="Recipe file (YAML)."),
     click.option("--mode", help="dataflow (default) or layerwise."),
     click.option("--preset", help="fast, balanced (default) or best; see the documentation."),
@@ -100,7 +86,7 @@ def _run(**options: Any) -> None:
     """
     from lutwise import commands
 
-    _print(commands.run(options, _changes(options)), options["as_json"])
+    print_result(commands.run(options, _changes(options)), as_json=options["as_json"])
 
 
 @cli.command("sweep")
@@ -125,7 +111,7 @@ def _sweep(**options: Any) -> None:
     """Run many points of MODEL; plot accuracy against bits and LUTs."""
     from lutwise import commands
 
-    _print(commands.sweep(options, _changes(options)), options["as_json"])
+    print_result(commands.sweep(options, _changes(options)), as_json=options["as_json"])
 
 
 @cli.command("synth")
@@ -141,12 +127,12 @@ def _sweep(**options: Any) -> None:
     help="How products are built: plain, table, chain-a, array-digits-2, ...; auto builds those "
     "with the fewest counted sites and takes the smallest.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@JSON_OPTION
 def _synth(**options: Any) -> None:
     """Synthesize a dot-product unit, prove the netlist against its model, count its LUTs."""
     from lutwise import commands
 
-    _print(commands.synth(options), options["as_json"])
+    print_result(commands.synth(options), as_json=options["as_json"])
 
 
 @cli.command("atlas")
@@ -164,8 +150,8 @@ def _synth(**options: Any) -> None:
 @click.option(
     "--jobs", type=click.IntRange(1), default=1, show_default=True, help="Units at a time."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-@click.option("--quiet", is_flag=True, help="No progress on stderr.")
+@JSON_OPTION
+@QUIET_OPTION
 def _atlas(**options: Any) -> None:
     """Synthesize and prove every unit of the price tables again, and write the tables.
 
@@ -173,7 +159,7 @@ def _atlas(**options: Any) -> None:
     """
     from lutwise import commands
 
-    _print(commands.atlas(options), options["as_json"])
+    print_result(commands.atlas(options), as_json=options["as_json"])
 
 
 @cli.command("estimate")
@@ -218,7 +204,7 @@ def _atlas(**options: Any) -> None:
     show_default=True,
     help="Target clock in MHz; taken as given.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@JSON_OPTION
 def _estimate(**options: Any) -> None:
     """Price the layers of a finished RUN, or of a QONNX file, with a folding.
 
@@ -227,7 +213,7 @@ def _estimate(**options: Any) -> None:
     """
     from lutwise import commands
 
-    _print(commands.estimate_run(options), options["as_json"])
+    print_result(commands.estimate_run(options), as_json=options["as_json"])
 
 
 @cli.command("check")
@@ -242,7 +228,7 @@ def _estimate(**options: Any) -> None:
     show_default=True,
     help="Absolute difference that counts as none.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@JSON_OPTION
 def _check(**options: Any) -> None:
     """Run two executors and name the first tensor that differs.
 
@@ -254,7 +240,7 @@ def _check(**options: Any) -> None:
     from lutwise import commands
 
     found = commands.check(options)
-    _print(found, options["as_json"])
+    print_result(found, as_json=options["as_json"])
     if found["output"]:
         sys.exit(1)
 
@@ -276,7 +262,7 @@ def _check(**options: Any) -> None:
 )
 @click.option("--data", help="Images to prove it on, as for run; random numbers if left out.")
 @click.option("--images", type=click.IntRange(1), default=16, show_default=True, help="At most.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@JSON_OPTION
 def _export(**options: Any) -> None:
     """Write the network of a finished RUN for FINN or hls4ml, and prove the file.
 
@@ -285,7 +271,7 @@ def _export(**options: Any) -> None:
     """
     from lutwise import commands
 
-    _print(commands.export(options), options["as_json"])
+    print_result(commands.export(options), as_json=options["as_json"])
 
 
 @cli.command("verify")
@@ -322,8 +308,8 @@ def _export(**options: Any) -> None:
     show_default=True,
     help="Let writer and reader of the streams pause at random.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-@click.option("--quiet", is_flag=True, help="No progress on stderr.")
+@JSON_OPTION
+@QUIET_OPTION
 def _verify(**options: Any) -> None:
     """Prove the layers of a finished RUN in RTL.
 
@@ -334,7 +320,7 @@ def _verify(**options: Any) -> None:
     from lutwise import commands
 
     found = commands.verify(options)
-    _print(found, options["as_json"])
+    print_result(found, as_json=options["as_json"])
     if found["mismatches"]:
         sys.exit(1)
 
@@ -350,7 +336,7 @@ def _convert(**options: Any) -> None:
     """
     from lutwise import commands
 
-    _print(commands.convert(options), False)
+    print_result(commands.convert(options), as_json=False)
 
 
 @cli.command("report")
@@ -359,16 +345,16 @@ def _report(directory: Path) -> None:
     """Draw the plots and the page of a finished sweep again."""
     from lutwise import commands
 
-    _print(commands.report(directory), False)
+    print_result(commands.report(directory), as_json=False)
 
 
 @cli.command("doctor")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@JSON_OPTION
 def _doctor(as_json: bool) -> None:
     """Say what is installed and what it can do."""
     from lutwise import commands
 
-    _print(commands.doctor(), as_json)
+    print_result(commands.doctor(), as_json=as_json)
 
 
 cli.add_command(dit)
@@ -399,16 +385,6 @@ def _changes(options: dict[str, Any]) -> dict[str, Any]:
     if options["algorithms"] is not None:
         found["algorithms"] = [n.strip() for n in options["algorithms"].split(",") if n.strip()]
     return found
-
-
-def _print(result: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        click.echo(json.dumps(result, indent=2))
-        return
-    from lutwise.commands import for_people
-
-    for line in for_people(result):
-        click.echo(line)
 
 
 @contextmanager

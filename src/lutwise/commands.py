@@ -6,7 +6,7 @@ import importlib.util
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
@@ -59,7 +59,6 @@ __all__ = [
     "doctor",
     "estimate_run",
     "export",
-    "for_people",
     "report",
     "run",
     "sweep",
@@ -523,31 +522,3 @@ def doctor() -> dict[str, Any]:
     found["zoo"] = list(zoo_names())
     found["algorithms"] = {a.name: a.summary for a in list_algorithms()}
     return found
-
-
-def for_people(result: Any, indent: int = 0) -> Iterator[str]:
-    """Yield a result as indented lines; a list of mappings becomes a table."""
-    pad = "  " * indent
-    for key, value in result.items():
-        label = str(key).replace("_", " ")
-        if isinstance(value, dict):
-            if all(not isinstance(v, dict | list) for v in value.values()) and len(value) <= 4:
-                yield f"{pad}{label}: " + ", ".join(f"{k} {v}" for k, v in value.items())
-            else:
-                yield f"{pad}{label}:"
-                yield from for_people(value, indent + 1)
-        elif isinstance(value, list) and value and isinstance(value[0], dict):
-            yield f"{pad}{label}:"
-            yield from _table(value, pad + "  ")
-        elif isinstance(value, list):
-            yield f"{pad}{label}: {', '.join(map(str, value))}"
-        else:
-            yield f"{pad}{label}: {value}"
-
-
-def _table(rows: list[dict[str, Any]], pad: str) -> Iterator[str]:
-    heads = [k for k, v in rows[0].items() if v is not None and not isinstance(v, dict | list)]
-    cells = [heads, *[[str(row.get(head, "")) for head in heads] for row in rows]]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(heads))]
-    for row in cells:
-        yield pad + "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip()

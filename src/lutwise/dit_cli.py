@@ -1,31 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """``quantize dit``: diffusion transformers. Heavy imports wait until a handler runs."""
 
-import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
+
+from lutwise.cli_support import JSON_OPTION, QUIET_OPTION, print_result, stack
 
 __all__ = ["dit"]
 
 
-_F = TypeVar("_F", bound=Callable[..., Any])
-
-
-def _stack(*options: Callable[[_F], _F]) -> Callable[[_F], _F]:
-    """Return one decorator that applies several, so that their help keeps the given order."""
-
-    def apply(function: _F) -> _F:
-        for option in reversed(options):
-            function = option(function)
-        return function
-
-    return apply
-
-
-_QUANTIZE_OPTIONS = _stack(
+_QUANTIZE_OPTIONS = stack(
     click.option(
         "--range",
         "search",
@@ -44,7 +30,7 @@ _QUANTIZE_OPTIONS = _stack(
     click.option("--algorithm", help="That rounds weights: gptq, qronos, gpfq, learned_rounding."),
 )
 
-_SAMPLE_OPTIONS = _stack(
+_SAMPLE_OPTIONS = stack(
     click.option(
         "--sampler", type=click.Choice(["ddpm", "ddim"]), default="ddpm", show_default=True
     ),
@@ -57,7 +43,7 @@ _SAMPLE_OPTIONS = _stack(
     ),
 )
 
-_FIT_OPTIONS = _stack(
+_FIT_OPTIONS = stack(
     click.option(
         "--fit-samples",
         type=click.IntRange(2),
@@ -75,10 +61,10 @@ _FIT_OPTIONS = _stack(
     ),
 )
 
-_COMMON_OPTIONS = _stack(
+_COMMON_OPTIONS = stack(
     click.option("--threads", type=click.IntRange(1), help="Default: all cores."),
-    click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
-    click.option("--quiet", is_flag=True, help="No progress on stderr."),
+    JSON_OPTION,
+    QUIET_OPTION,
 )
 
 
@@ -153,7 +139,7 @@ def _run(**options: Any) -> None:
     """
     from lutwise import dit_commands
 
-    _print(dit_commands.run(options), as_json=options["as_json"])
+    print_result(dit_commands.run(options), as_json=options["as_json"])
 
 
 @dit.command("sweep")
@@ -217,14 +203,4 @@ def _sweep(**options: Any) -> None:
     """
     from lutwise import dit_commands
 
-    _print(dit_commands.sweep(options), as_json=options["as_json"])
-
-
-def _print(result: dict[str, Any], *, as_json: bool) -> None:
-    if as_json:
-        click.echo(json.dumps(result, indent=2))
-        return
-    from lutwise.commands import for_people
-
-    for line in for_people(result):
-        click.echo(line)
+    print_result(dit_commands.sweep(options), as_json=options["as_json"])
