@@ -14,14 +14,20 @@ import argparse
 import json
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.common import circumstances, write_record
-from benchmarks.diffusion_probes import at_once, base_job, int8_times, paired, redundancy
+from benchmarks.diffusion_probes import (
+    add_job_options,
+    at_once,
+    int8_times,
+    job_of,
+    paired,
+    redundancy,
+)
 from lutwise.workspace import Steps
 
 Table = Mapping[str, Any]
@@ -214,32 +220,16 @@ def read(path: Path) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="zoo/dit-digits")
     parser.add_argument("--table", type=Path, required=True)
     parser.add_argument("--compensation", type=Path, required=True)
     parser.add_argument("--calibration", type=Path, action="append", required=True)
     parser.add_argument("--speed", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--intervals", type=int, nargs="+", default=[1, 2, 3, 5])
-    parser.add_argument("--samples", type=int, default=500)
-    parser.add_argument("--trajectories", type=int, default=64)
-    parser.add_argument("--calib-samples", type=int, default=256)
-    parser.add_argument("--fit-samples", type=int, default=200)
-    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--repetitions", type=int, default=15, help="of timings")
-    parser.add_argument("--state", type=Path, required=True, help="folder of finished steps")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", type=Path)
+    add_job_options(parser)
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
-    base = base_job(args.model, args.steps, args.samples)
-    base = replace(
-        base,
-        fit_samples=args.fit_samples,
-        calibration=replace(
-            base.calibration, samples=args.calib_samples, trajectories=args.trajectories
-        ),
-    )
+    base = job_of(args)
     steps = Steps(args.state, args.state / "events.jsonl")
     table, longest = read(args.table), max(args.intervals)
     timed = int8_times(base, steps, args.intervals, args.repetitions)

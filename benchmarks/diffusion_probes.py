@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What `benchmarks.diffusion_claims` samples itself."""
 
+import argparse
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -254,6 +257,32 @@ def setting_of(base: DitJob, interval: int, formats: str = "float") -> Setting:
         formats=Formats.parse(formats),
         order=0,
         calibration="" if formats == "float" else base.calibration.method,
+    )
+
+
+def add_job_options(parser: argparse.ArgumentParser) -> None:
+    """Add what decides a job of these benchmarks, and where its steps and its record go."""
+    parser.add_argument("--model", default="zoo/dit-digits")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--samples", type=int, default=500)
+    parser.add_argument("--fit-samples", type=int, default=200)
+    parser.add_argument("--calib-samples", type=int, default=256)
+    parser.add_argument("--trajectories", type=int, default=64)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--state", type=Path, required=True, help="folder of finished steps")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", type=Path)
+
+
+def job_of(options: argparse.Namespace) -> DitJob:
+    """Return the job that ``add_job_options`` describes."""
+    base = base_job(options.model, options.steps, options.samples)
+    return replace(
+        base,
+        fit_samples=options.fit_samples,
+        calibration=replace(
+            base.calibration, samples=options.calib_samples, trajectories=options.trajectories
+        ),
     )
 
 

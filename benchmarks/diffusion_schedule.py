@@ -11,13 +11,12 @@ what is found is then measured with int8 on the seeds of the sweeps.
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.common import circumstances, write_record
-from benchmarks.diffusion_probes import base_job, quality
+from benchmarks.diffusion_probes import add_job_options, job_of, quality
 from lutwise.consumers.diffusion.evaluation import judge_of
 from lutwise.consumers.diffusion.job import DitJob
 from lutwise.consumers.diffusion.recipe import FLOAT, DitRecipe
@@ -66,29 +65,13 @@ def descend(
 def main(argv: Sequence[str] | None = None) -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="zoo/dit-digits")
-    parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--interval", type=int, default=5, help="that has as many refreshes")
     parser.add_argument("--orders", type=int, nargs="+", default=[1, 0])
     parser.add_argument("--search-samples", type=int, default=250)
-    parser.add_argument("--samples", type=int, default=500)
-    parser.add_argument("--fit-samples", type=int, default=200)
-    parser.add_argument("--calib-samples", type=int, default=256)
-    parser.add_argument("--trajectories", type=int, default=64)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--state", type=Path, required=True, help="folder of finished steps")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", type=Path)
+    add_job_options(parser)
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
-    base = base_job(args.model, args.steps, args.samples)
-    base = replace(
-        base,
-        fit_samples=args.fit_samples,
-        calibration=replace(
-            base.calibration, samples=args.calib_samples, trajectories=args.trajectories
-        ),
-    )
+    base = job_of(args)
     kept = Steps(args.state, args.state / "events.jsonl")
     record = {
         **circumstances(args.threads),

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Quantize, cache and compensate a model; sample it beside the float one; say what differs."""
 
-import hashlib
 import json
 import time
 from collections.abc import Mapping
@@ -79,7 +78,7 @@ class DitRun:
             "scheduler": dict(job.dit.scheduler),
             "threads": torch.get_num_threads(),
             "versions": versions(),
-            "code": [code_digest(), _own_code()],
+            "code": [code_digest(), code_digest("consumers/diffusion", without=_DRAWING)],
         }
         self._schedule = {"schedule": job.schedule.to_json(), "order": job.order}
         self._calibrated = {
@@ -369,12 +368,3 @@ def _renamed(tell: Tell, what: str) -> Tell:
         tell(what, share)
 
     return told
-
-
-def _own_code() -> str:
-    """Return a hash of this package's sources that decide results."""
-    total = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        if path.name not in _DRAWING:
-            total.update(path.read_bytes())
-    return total.hexdigest()

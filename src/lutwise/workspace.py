@@ -43,12 +43,19 @@ def sha256_of(path: Path) -> str:
 
 
 @cache
-def code_digest() -> str:
-    """Return a hash of the package's own sources that decide results."""
+def code_digest(*packages: str, without: frozenset[str] = frozenset()) -> str:
+    """Return a hash of the package's own sources that decide results.
+
+    Args:
+        packages: Folders of the sources; those that decide quantized networks if there are none.
+        without: Names of files that decide no results.
+    """
     total = hashlib.sha256()
-    for package in ("quant", "export"):
+    for package in packages or ("quant", "export"):
         folder = Path(__file__).parent / package
         for path in sorted(folder.rglob("*.py")):
+            if path.name in without:
+                continue
             total.update(str(path.relative_to(folder)).encode())
             total.update(path.read_bytes())
     return total.hexdigest()
