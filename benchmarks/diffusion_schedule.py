@@ -5,11 +5,12 @@
 
 Coordinate descent: one refresh moves by up to three steps, and the first move that makes the float
 model with this cache, forecast and std compensation better stays. The search has noise of its own;
-what is found is then measured with int8 on the seeds of the sweeps.
+what is found is then measured with int8 on the seeds of the sweeps, and on other models that
+``train_dit.py`` made, which the search has not seen.
 """
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,8 +18,9 @@ import torch
 
 from benchmarks.common import circumstances, write_record
 from benchmarks.diffusion_probes import add_job_options, job_of, quality
-from lutwise.consumers.diffusion.evaluation import judge_of
+from lutwise.consumers.diffusion.evaluation import Judge, digits_judge, judge_of
 from lutwise.consumers.diffusion.job import DitJob
+from lutwise.consumers.diffusion.model import load_dit
 from lutwise.consumers.diffusion.recipe import FLOAT, DitRecipe
 from lutwise.consumers.diffusion.run import DitRun, job_cost
 from lutwise.consumers.diffusion.schedule import CacheSchedule
@@ -68,64 +70,108 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--interval", type=int, default=5, help="that has as many refreshes")
     parser.add_argument("--orders", type=int, nargs="+", default=[1, 0])
     parser.add_argument("--search-samples", type=int, default=250)
+    parser.add_argument("--compensations", nargs="+", default=["none", "std", "moments"])
+    parser.add_argument(
+        "--also", action="append", default=[], help="another model of the digits that ship"
+    )
     add_job_options(parser)
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     base = job_of(args)
+    others = [replace(base, dit=load_dit(model)) for model in args.also]
     kept = Steps(args.state, args.state / "events.jsonl")
+    even = tuple(range(0, args.steps, args.interval))
+    rows, tried = [], {}
+    for order in args.orders:
+        best, tried[str(order)] = _search(base, kept, even, order, args.search_samples)
+        schedules = {"even": even, "searched": best}
+        rows += [
+            _measured(job, judge, kept, schedules, order, args)
+            for job, judge in [
+                (base, judge_of(base.dit)),
+                *((other, digits_judge()) for other in others),
+            ]
+        ]
     record = {
         **circumstances(args.threads),
-        "model": {"name": base.dit.name, "sha256": base.dit.sha256},
         "steps": args.steps,
         "interval": args.interval,
         "samples": args.samples,
         "search_samples": args.search_samples,
-        "rows": [_searched(base, kept, args, order) for order in args.orders],
+        "rows": [row for model in rows for row in model],
+        "tried": tried,
     }
     write_record(record, args.json)
 
 
-def _searched(base: DitJob, kept: Steps, args: argparse.Namespace, order: int) -> dict[str, Any]:
-    judge = judge_of(base.dit)
-    measure = "paired_mse" if judge is None else "frechet"
-    blocks = base.schedule.blocks
+def _run(base: DitJob, kept: Steps, refreshes: Refreshes, order: int, **more: Any) -> DitRun:
+    """Return the run of a schedule; ``more`` are a recipe, samples, a compensation, a seed."""
+    seed = more.pop("seed")
+    recipe: DitRecipe = more.pop("recipe", base.recipe)
+    job = replace(
+        base,
+        recipe=replace(recipe, seed=seed),
+        sampling=replace(base.sampling, seed=seed),
+        schedule=refreshing(refreshes, steps=base.sampling.steps, blocks=base.schedule.blocks),
+        order=order,
+        **more,
+    )
+    return DitRun(job, kept)
 
-    def run(refreshes: Refreshes, recipe: DitRecipe, seed: int, samples: int) -> DitRun:
-        job = replace(
-            base,
-            recipe=replace(recipe, seed=seed),
-            sampling=replace(base.sampling, seed=seed),
-            schedule=refreshing(refreshes, steps=args.steps, blocks=blocks),
-            order=order,
-            samples=samples,
-            compensation="std",
-        )
-        return DitRun(job, kept)
+
+def _search(
+    base: DitJob, kept: Steps, even: Refreshes, order: int, samples: int
+) -> tuple[Refreshes, list[dict[str, Any]]]:
+    judge = judge_of(base.dit)
 
     def judged(refreshes: Refreshes) -> float:
-        found = run(
-            refreshes, DitRecipe(weights=FLOAT, activations=FLOAT), SEARCH_SEED,
-            args.search_samples,
+        found = _run(
+            base, kept, refreshes, order, seed=SEARCH_SEED, samples=samples, compensation="std",
+            recipe=DitRecipe(weights=FLOAT, activations=FLOAT),
         )  # fmt: skip
-        return quality(found.made(found.compensation)[0], found, judge)[measure]
+        return quality(found.made(found.compensation)[0], found, judge)[_measure(judge)]
 
-    even = tuple(range(0, args.steps, args.interval))
-    best, tried = descend(even, args.steps, judged)
+    return descend(even, base.sampling.steps, judged)
+
+
+def _measured(
+    base: DitJob,
+    judge: Judge | None,
+    kept: Steps,
+    schedules: Mapping[str, Refreshes],
+    order: int,
+    args: argparse.Namespace,
+) -> list[dict[str, Any]]:
     rows = []
-    for name, refreshes in (("even", even), ("searched", best)):
-        runs = [run(refreshes, base.recipe, seed, args.samples) for seed in range(args.seeds)]
+    for name, refreshes in schedules.items():
+        found: dict[str, list[float]] = {"float": []}
+        for compensation in args.compensations:
+            for seed in range(args.seeds):
+                run = _run(base, kept, refreshes, order, seed=seed, compensation=compensation)
+                made = run.made(run.compensation)[0]
+                found.setdefault(compensation, []).append(
+                    quality(made, run, judge)[_measure(judge)]
+                )
+                if compensation == args.compensations[0]:
+                    exact = quality(run.reference[0], run, judge)
+                    found["float"].append(exact[_measure(judge)])
         rows.append(
             {
+                "model": {"name": base.dit.name, "sha256": base.dit.sha256},
+                "order": order,
+                "measure": _measure(judge),
                 "schedule": name,
                 "refreshes": list(refreshes),
-                "none": [quality(r.made(None)[0], r, judge) for r in runs],
-                "std": [quality(r.made(r.compensation)[0], r, judge) for r in runs],
-                "float": [quality(r.reference[0], r, judge) for r in runs],
-                "macs": job_cost(runs[0].job).macs,
-                "float_macs": job_cost(runs[0].job, exact=True).macs,
+                "values": found,
+                "macs": job_cost(run.job).macs,
+                "float_macs": job_cost(run.job, exact=True).macs,
             }
         )
-    return {"order": order, "measure": measure, "measured": rows, "tried": tried}
+    return rows
+
+
+def _measure(judge: Judge | None) -> str:
+    return "paired_mse" if judge is None else "frechet"
 
 
 if __name__ == "__main__":

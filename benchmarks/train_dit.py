@@ -105,9 +105,9 @@ def build() -> DiTTransformer2DModel:
     return net
 
 
-def train_dit(digits: Digits, folder: Path, steps: int) -> dict[str, Any]:
+def train_dit(digits: Digits, folder: Path, steps: int, seed: int) -> dict[str, Any]:
     """Train to predict noise, and write the moving average of the weights as float16."""
-    torch.manual_seed(SEED)
+    torch.manual_seed(seed)
     net = build()
     average = copy.deepcopy(net).eval()
     scheduler = DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear")
@@ -140,7 +140,7 @@ def train_dit(digits: Digits, folder: Path, steps: int) -> dict[str, Any]:
         "steps": steps,
         "batch": 128,
         "loss": round(running, 4),
-        "seed": SEED,
+        "seed": seed,
         "cpu_seconds": round(time.process_time() - start),
         "torch": torch.__version__,
         "python": platform.python_version(),
@@ -172,6 +172,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--part", choices=("digits", "classifier", "dit"), action="append")
     parser.add_argument("--epochs", type=int, default=40, help="of the classifier")
     parser.add_argument("--steps", type=int, default=2600, help="of the transformer")
+    parser.add_argument("--seed", type=int, default=SEED, help="of the transformer's training")
     parser.add_argument("--out", type=Path, default=DIGITS.parent)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args(argv)
@@ -186,7 +187,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(json.dumps(train_classifier(data, args.out / CLASSIFIER.name, args.epochs)))
     if "dit" in parts:
         folder = args.out / MODELS["zoo/dit-digits"].name
-        print(json.dumps(train_dit(data, folder, args.steps)))
+        print(json.dumps(train_dit(data, folder, args.steps, args.seed)))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@
 At each step the latent ``x`` of a quantized, cached model becomes ``mu + K (x - mu)``, with a gain
 ``K`` and a mean ``mu`` per step and channel, fitted on trajectories of the same noise and labels
 of that model and of the float model without a cache (`lutwise.consumers.diffusion.gains`).
+``moments`` puts the float model's mean in place of the first ``mu``, and corrects the finished
+sample too, which no later step would.
 
 Correcting step i changes what all later steps see. `fit` takes whole trajectories, and so finds
 gains for latents that no correction touched before; for a sequential fit a sampler runs the
@@ -28,7 +30,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from lutwise.consumers.diffusion.gains import METHODS, FitParameters
+from lutwise.consumers.diffusion.gains import METHODS, MOMENTS, FitParameters
 from lutwise.errors import CalibrationError, ConfigError, DataError, ModelError
 from lutwise.files import write_atomic
 
@@ -42,7 +44,8 @@ __all__ = [
 ]
 
 _KEY: Final = "lutwise.compensation"
-_VERSION: Final = 1
+_VERSION: Final = 2
+_TENSORS: Final = ("gain", "mean", "target")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -51,14 +54,16 @@ class StepCompensation:
 
     Args:
         gain: K per channel, float32, shape (c,).
-        mean: mu per channel, float32, shape (c,).
+        mean: What latents are taken from before they are scaled, per channel, float32, shape (c,).
+        target: What they are put on after that; the mean, but for ``moments``.
     """
 
     gain: Tensor
     mean: Tensor
+    target: Tensor
 
     def apply(self, latents: Tensor) -> Tensor:
-        """Return ``mu + K (x - mu)``; with a gain of 1 exactly the latents.
+        """Return ``target + K (x - mean)``; exactly the latents where that changes nothing.
 
         Args:
             latents: Shape (n, c, h, w).
@@ -71,47 +76,53 @@ class StepCompensation:
                 f"the compensation is for latents of shape (n, {len(self.gain)}, h, w), got "
                 f"{tuple(latents.shape)}"
             )
-        gain = self.gain.to(latents).reshape(1, -1, 1, 1)
-        mean = self.mean.to(latents).reshape(1, -1, 1, 1)
-        # Not as in the formula, so that a gain of 1 changes no bit.
-        return latents * gain + mean * (1 - gain)
+        gain, mean, target = (
+            row.to(latents).reshape(1, -1, 1, 1) for row in (self.gain, self.mean, self.target)
+        )
+        # Not as in the formula, so that a gain of 1 on the mean itself changes no bit.
+        return latents * gain + (mean * (1 - gain) + (target - mean))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Compensation:
-    """Corrections of all steps, one per group of steps.
+    """Corrections of all steps, one per group of steps, and of the finished sample.
 
     Args:
         method: That fitted it.
-        gain: K per group and channel, float32, shape (groups, c).
-        mean: mu per group and channel, float32, shape (groups, c).
+        gain: K per group and channel, float32, shape (groups, c); one more row where the finished
+            sample is corrected.
+        mean: What latents are taken from, float32, the same shape.
+        target: What they are put on, float32, the same shape.
         groups: Group of each step: from 0, rising by at most 1.
 
     Raises:
         ConfigError: Shapes and groups contradict each other.
-        CalibrationError: A gain or mean is NaN or infinite.
+        CalibrationError: A gain, mean or target is NaN or infinite.
     """
 
     method: str
     gain: Tensor
     mean: Tensor
+    target: Tensor
     groups: tuple[int, ...]
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ConfigError(_unknown(self.method))
-        if self.gain.ndim != 2 or self.gain.shape != self.mean.shape or not self.gain.numel():
+        tensors = (self.gain, self.mean, self.target)
+        shapes = {tuple(tensor.shape) for tensor in tensors}
+        if self.gain.ndim != 2 or len(shapes) != 1 or not self.gain.numel():
             raise ConfigError(
-                "a compensation has gains and means of one shape (groups, channels), got "
-                f"{tuple(self.gain.shape)} and {tuple(self.mean.shape)}"
+                "a compensation has gains, means and targets of one shape (groups, channels), got "
+                f"{', '.join(str(tuple(tensor.shape)) for tensor in tensors)}"
             )
         _check_groups(self.groups, len(self.groups))
-        if self.groups[-1] + 1 != len(self.gain):
+        if len(self.gain) - 1 - self.groups[-1] not in {0, 1}:
             raise ConfigError(
-                f"a compensation has a row per group of steps, got {len(self.gain)} rows and "
-                f"{self.groups[-1] + 1} groups"
+                "a compensation has a row per group of steps, and one more if it corrects the "
+                f"finished sample; got {len(self.gain)} rows and {self.groups[-1] + 1} groups"
             )
-        if not bool(torch.isfinite(self.gain).all() and torch.isfinite(self.mean).all()):
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
             raise CalibrationError(
                 f"the {self.method} compensation has gains or means that are NaN or infinite; look "
                 "at the trajectories it was fitted on"
@@ -128,22 +139,38 @@ class Compensation:
         return self.gain.shape[1]
 
     @classmethod
-    def of_steps(cls, method: str, steps: Sequence[StepCompensation]) -> "Compensation":
-        """Put the corrections of single steps together, the first step first.
+    def of_steps(
+        cls,
+        method: str,
+        rows: Sequence[StepCompensation],
+        *,
+        groups: Sequence[int] | None = None,
+        finished: StepCompensation | None = None,
+    ) -> "Compensation":
+        """Put the corrections of single steps together.
+
+        Args:
+            method: That fitted them.
+            rows: The first step first.
+            groups: Row of each step, where steps share one.
+            finished: Of the finished sample.
 
         Raises:
             ConfigError: There are none, or their channels differ.
         """
-        if len({step.gain.shape for step in steps}) != 1:
+        if len({row.gain.shape for row in rows}) != 1:
             raise ConfigError(
                 "a compensation is made of steps with the same channels, got "
-                f"{[len(step.gain) for step in steps]}"
+                f"{[len(row.gain) for row in rows]}"
             )
+        groups = tuple(range(len(rows)) if groups is None else groups)
+        rows = (*rows, finished) if finished is not None else rows
         return cls(
             method=method,
-            gain=torch.stack([step.gain for step in steps]),
-            mean=torch.stack([step.mean for step in steps]),
-            groups=tuple(range(len(steps))),
+            gain=torch.stack([row.gain for row in rows]),
+            mean=torch.stack([row.mean for row in rows]),
+            target=torch.stack([row.target for row in rows]),
+            groups=groups,
         )
 
     def step(self, step: int) -> StepCompensation:
@@ -157,8 +184,21 @@ class Compensation:
                 f"the compensation was fitted for {self.steps} steps, there is no step {step}; fit "
                 "one for this number of steps"
             )
-        group = self.groups[step]
-        return StepCompensation(gain=self.gain[group], mean=self.mean[group])
+        return self._row(self.groups[step])
+
+    def _row(self, row: int) -> StepCompensation:
+        return StepCompensation(gain=self.gain[row], mean=self.mean[row], target=self.target[row])
+
+    def finish(self, latents: Tensor) -> Tensor:
+        """Correct the finished sample, if that was fitted.
+
+        Args:
+            latents: Shape (n, c, h, w).
+
+        Raises:
+            DataError: The latents have other channels.
+        """
+        return self._row(-1).apply(latents) if len(self.gain) > self.groups[-1] + 1 else latents
 
     def apply(self, latents: Tensor, step: int) -> Tensor:
         """Correct the latents before a step.
@@ -185,6 +225,10 @@ class Compensation:
                 f"sampling has {steps} steps and {channels} channels; fit one for these"
             )
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Return gains, means and targets by name."""
+        return {name: getattr(self, name).contiguous() for name in _TENSORS}
+
     def save(self, path: Path) -> None:
         """Write as safetensors.
 
@@ -198,8 +242,7 @@ class Compensation:
             "channels": self.channels,
             "groups": self.groups,
         }
-        tensors = {"gain": self.gain.contiguous(), "mean": self.mean.contiguous()}
-        write_atomic(path, save(tensors, metadata={_KEY: json.dumps(described)}))
+        write_atomic(path, save(self.tensors(), metadata={_KEY: json.dumps(described)}))
 
     @classmethod
     def load(cls, path: Path) -> "Compensation":
@@ -217,15 +260,10 @@ class Compensation:
         try:
             with safe_open(path, framework="pt") as held:
                 described = json.loads((held.metadata() or {})[_KEY])
-                gain, mean = held.get_tensor("gain"), held.get_tensor("mean")
+                tensors = {name: held.get_tensor(name) for name in _TENSORS}
             if described["version"] != _VERSION:
                 raise ValueError(f"it has version {described['version']}, wanted {_VERSION}")
-            found = cls(
-                method=described["method"],
-                gain=gain,
-                mean=mean,
-                groups=tuple(described["groups"]),
-            )
+            found = cls(method=described["method"], groups=tuple(described["groups"]), **tensors)
             found.check(steps=described["steps"], channels=described["channels"])
         except (
             SafetensorError, KeyError, ValueError, TypeError, OSError, ConfigError,
@@ -275,8 +313,7 @@ def fit(
         members = [step for step in range(steps) if groups[step] == group]
         pooled = (x[members].flatten(0, 1) for x in (corrupted, reference))
         fitted.append(fit_step(method, *pooled, parameters=parameters))
-    rows = Compensation.of_steps(method, fitted)
-    return Compensation(method=method, gain=rows.gain, mean=rows.mean, groups=groups)
+    return Compensation.of_steps(method, fitted, groups=groups)
 
 
 def fit_step(
@@ -315,10 +352,10 @@ def fit_step(
                 f"{bad} of {latents.numel()} numbers of the {name} latents are NaN or infinite; "
                 "the sampler diverged"
             )
-    gain, mean = METHODS[method](
-        corrupted.detach().double(), reference.detach().double(), parameters or FitParameters()
-    )
-    return StepCompensation(gain=gain.float(), mean=mean.float())
+    x, r = corrupted.detach().double(), reference.detach().double()
+    gain, mean = METHODS[method](x, r, parameters or FitParameters())
+    target = r.mean((0, 2, 3)) if method == MOMENTS else mean
+    return StepCompensation(gain=gain.float(), mean=mean.float(), target=target.float())
 
 
 def _check_groups(groups: Sequence[int], steps: int) -> None:

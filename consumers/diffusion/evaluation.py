@@ -21,7 +21,7 @@ from lutwise.consumers.diffusion.sampling import Samples
 from lutwise.consumers.diffusion.zoo import CLASSIFIER, MODELS, load_digits
 from lutwise.quant.checkpoints import state_sha256
 
-__all__ = ["Judge", "compare", "judge_of", "variance_by_step"]
+__all__ = ["Judge", "compare", "digits_judge", "judge_of", "variance_by_step"]
 
 _SPREAD: Final = 20
 """Samples from which on a distance has a spread."""
@@ -85,8 +85,11 @@ def judge_of(dit: Dit) -> Judge | None:
 
     Features of a classifier are compared with those of all images that ship, trained on or not.
     """
-    if dit.folder != MODELS["zoo/dit-digits"]:
-        return None
+    return digits_judge() if dit.folder == MODELS["zoo/dit-digits"] else None
+
+
+def digits_judge() -> Judge:
+    """Return what measures samples of any model of the digits that ship."""
     digits = load_digits()
     images = torch.cat([digits.train_images, digits.test_images])
     return Judge(FeatureClassifier.load(CLASSIFIER), images)

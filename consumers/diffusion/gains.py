@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gains of variance compensation: six ways to fit them, the paper's objective solved.
+"""Gains of variance compensation: ways to fit them, the paper's objective solved.
 
 At each step a latent ``x`` of a quantized, cached model becomes ``mu + K (x - mu)``, with a gain
 ``K`` and a mean ``mu`` per step and channel, fitted on trajectories of the same noise and labels:
@@ -35,7 +35,11 @@ from torch import Tensor
 
 from lutwise.errors import ConfigError
 
-__all__ = ["METHODS", "Fit", "FitParameters"]
+__all__ = ["METHODS", "MOMENTS", "Fit", "FitParameters"]
+
+MOMENTS: Final = "moments"
+"""Gains of ``std``, where a corrected latent also gets the mean of the reference, and the finished
+sample is corrected as well."""
 
 _CHANNEL: Final = (0, 2, 3)
 _ROUNDING: Final = 1e-12
@@ -120,6 +124,7 @@ METHODS: Final[Mapping[str, Fit]] = MappingProxyType(
         "minimiser": _minimiser,
         "least_squares": _least_squares,
         "std": _std,
+        MOMENTS: _std,
         "qdrift": _qdrift,
     }
 )

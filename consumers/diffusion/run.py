@@ -158,14 +158,13 @@ class DitRun:
                 job.compensation, self.quantized.transformer, job.dit.scheduler, reference,
                 settings, caching=job.caching, tell=self._tell,
             )  # fmt: skip
-            return {"gain": found.gain.numpy(), "mean": found.mean.numpy()}
+            return {name: value.numpy() for name, value in found.tensors().items()}
 
         kept = self._steps.arrays("dit-compensation", self._fitted, compute)
         return Compensation(
             method=job.compensation,
-            gain=torch.from_numpy(kept["gain"]),
-            mean=torch.from_numpy(kept["mean"]),
             groups=tuple(range(settings.steps)),
+            **{name: torch.from_numpy(value) for name, value in kept.items()},
         )
 
     def made_key(self, *, compensated: bool) -> dict[str, Any]:

@@ -101,6 +101,14 @@ class Corrector(Protocol):
         """
         ...
 
+    def finish(self, latents: torch.Tensor) -> torch.Tensor:
+        """Return the finished samples that are given back in place of others.
+
+        Args:
+            latents: Shape (n, c, h, w).
+        """
+        ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caching:
@@ -217,7 +225,7 @@ def sample(
         labels: Classes, shape (n,).
         settings: How to sample.
         caching: What to reuse; None for nothing.
-        corrector: Corrects the latents before each step.
+        corrector: Corrects the latents before each step, and after the last.
         record: Keep what the model is given at each step.
         tell: Told at each step how much is done.
 
@@ -250,7 +258,7 @@ def sample(
                 done += 1
                 if record:
                     path.append(given)
-        made.append(loop.latents)
+        made.append(loop.latents if corrector is None else corrector.finish(loop.latents))
         if record:
             recorded.append(torch.stack(path))
     return Samples(

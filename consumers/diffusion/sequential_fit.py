@@ -18,6 +18,7 @@ from lutwise.consumers.diffusion.compensation import (
     StepCompensation,
     fit_step,
 )
+from lutwise.consumers.diffusion.gains import MOMENTS
 from lutwise.consumers.diffusion.sampling import Caching, Samples, SamplingSettings, sample
 from lutwise.errors import ConfigError
 from lutwise.quant.progress import Tell, silent
@@ -28,16 +29,29 @@ __all__ = ["fit_in_sequence"]
 class _Fitting:
     """Corrects each step by what it has just fitted for it."""
 
-    def __init__(
-        self, method: str, reference: torch.Tensor, parameters: FitParameters | None
-    ) -> None:
-        self._method, self._reference, self._parameters = method, reference, parameters
-        self.steps: list[StepCompensation] = []
+    def __init__(self, method: str, reference: Samples, parameters: FitParameters | None) -> None:
+        assert reference.trajectory is not None
+        self._method, self._parameters = method, parameters
+        self._trajectory, self._finished = reference.trajectory, reference.latents
+        self._steps: list[StepCompensation] = []
+        self._last: StepCompensation | None = None
 
     def apply(self, latents: torch.Tensor, step: int) -> torch.Tensor:
-        fitted = fit_step(self._method, latents, self._reference[step], parameters=self._parameters)
-        self.steps.append(fitted)
+        fitted = self._fit(latents, self._trajectory[step])
+        self._steps.append(fitted)
         return fitted.apply(latents)
+
+    def finish(self, latents: torch.Tensor) -> torch.Tensor:
+        if self._method != MOMENTS:
+            return latents
+        self._last = self._fit(latents, self._finished)
+        return self._last.apply(latents)
+
+    def found(self) -> Compensation:
+        return Compensation.of_steps(self._method, self._steps, finished=self._last)
+
+    def _fit(self, latents: torch.Tensor, reference: torch.Tensor) -> StepCompensation:
+        return fit_step(self._method, latents, reference, parameters=self._parameters)
 
 
 def fit_in_sequence(
@@ -78,7 +92,7 @@ def fit_in_sequence(
         raise ConfigError(
             f"the reference has {len(reference.timesteps)} steps, the settings {settings.steps}"
         )
-    fitting = _Fitting(method, reference.trajectory, parameters)
+    fitting = _Fitting(method, reference, parameters)
 
     def told(step: str, share: float | None = None) -> None:
         del step
@@ -93,4 +107,4 @@ def fit_in_sequence(
         corrector=fitting,
         tell=told,
     )
-    return Compensation.of_steps(method, fitting.steps)
+    return fitting.found()

@@ -27,6 +27,7 @@ from benchmarks.diffusion_text import number, schedule_section
 from lutwise.consumers.diffusion.grid import Formats, Grid
 from lutwise.consumers.diffusion.job import CalibrationChoice, DitJob
 from lutwise.consumers.diffusion.sweep import sweep_dit
+from lutwise.consumers.diffusion.zoo import MODELS
 from lutwise.quant.ranges import RangeMethod, RangeSearch
 from lutwise.workspace import Steps
 
@@ -229,17 +230,35 @@ def test_searched_schedule_is_measured_beside_the_even_one(saved: Path, tmp_path
         ["--model", str(saved), "--steps", "4", "--interval", "2", "--orders", "0",
          "--search-samples", "6", "--samples", "8", "--fit-samples", "6", "--calib-samples", "20",
          "--trajectories", "8", "--seeds", "2", "--state", str(tmp_path / "state"), "--json",
-         str(out)]
+         str(out), "--compensations", "none", "moments"]
     )  # fmt: skip
     record = json.loads(out.read_bytes())
-    (row,) = record["rows"]
-    even, searched = row["measured"]
+    even, searched = record["rows"]
     assert even["refreshes"] == [0, 2]
     assert searched["macs"] == even["macs"] < even["float_macs"]
-    assert [entry["paired_mse"] for entry in even["float"]] == [0, 0]
-    values = {tuple(trial["refreshes"]): trial["value"] for trial in row["tried"]}
+    assert even["values"]["float"] == [0, 0]
+    assert all(len(even["values"][name]) == 2 for name in ("none", "moments"))
+    assert even["values"]["none"] != even["values"]["moments"]
+    values = {tuple(trial["refreshes"]): trial["value"] for trial in record["tried"]["0"]}
     assert values[tuple(searched["refreshes"])] == min(values.values())
     assert "0, 2" in schedule_section(record)
+
+
+def test_schedule_is_measured_on_a_model_that_the_search_has_not_seen(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(MODELS["zoo/dit-digits"], other)
+    out = tmp_path / "schedule.json"
+    diffusion_schedule.main(
+        ["--also", str(other), "--steps", "2", "--interval", "2", "--orders", "0",
+         "--search-samples", "4", "--samples", "4", "--fit-samples", "4", "--calib-samples", "4",
+         "--trajectories", "2", "--seeds", "1", "--state", str(tmp_path / "state"), "--json",
+         str(out), "--compensations", "std"]
+    )  # fmt: skip
+    record = json.loads(out.read_bytes())
+    ours, _, again, _ = record["rows"]
+    assert ours["measure"] == "frechet"
+    assert ours["values"] == again["values"]
+    assert ours["model"]["name"] != again["model"]["name"]
 
 
 @pytest.mark.parametrize(

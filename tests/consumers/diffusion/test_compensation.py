@@ -14,7 +14,6 @@ from lutwise.consumers.diffusion.compensation import (
     METHODS,
     Compensation,
     FitParameters,
-    StepCompensation,
     fit,
     fit_step,
 )
@@ -167,12 +166,39 @@ def test_exact_zeros_of_the_reference_do_no_harm(method: str) -> None:
 
 def test_apply_is_the_formula_per_step_and_channel() -> None:
     gain, mean = torch.tensor([[2.0, 0.5], [1.0, 3.0]]), torch.tensor([[1.0, 0.0], [5.0, -1.0]])
-    compensation = Compensation(method="std", gain=gain, mean=mean, groups=(0, 1, 1))
+    compensation = Compensation(method="std", gain=gain, mean=mean, target=mean, groups=(0, 1, 1))
     x = torch.randn(3, 2, 2, 2)
     for step, row in ((0, 0), (1, 1), (2, 1)):
         m, k = mean[row].reshape(1, 2, 1, 1), gain[row].reshape(1, 2, 1, 1)
         torch.testing.assert_close(compensation.apply(x, step), m + k * (x - m))
     assert torch.equal(compensation.apply(x, 1)[:, 0], x[:, 0])
+
+
+@pytest.mark.property
+@settings(deadline=None, max_examples=30)
+@given(seed=SEEDS, gain=st.floats(0.3, 2), noise=st.floats(0, 1), shift=st.floats(-1, 1))
+def test_moments_give_each_channel_the_reference_s_mean_and_deviation(
+    seed: int, gain: float, noise: float, shift: float
+) -> None:
+    x, r = pair(seed, gain=gain, noise=noise, shift=shift)
+    found = fit_step("moments", x, r)
+    assert torch.equal(found.gain, fit_step("std", x, r).gain)
+    corrected = found.apply(x).transpose(0, 1).flatten(1)
+    wanted = r.transpose(0, 1).flatten(1)
+    torch.testing.assert_close(corrected.mean(1), wanted.mean(1), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(corrected.std(1), wanted.std(1), rtol=1e-5, atol=1e-5)
+
+
+def test_finished_sample_is_corrected_where_that_was_fitted() -> None:
+    x, r = pair(4)
+    rows = [fit_step("moments", x, r), fit_step("moments", r, x)]
+    latents = torch.randn(3, 2, 2, 2)
+    without = Compensation.of_steps("moments", rows)
+    assert torch.equal(without.finish(latents), latents)
+    found = Compensation.of_steps("moments", rows[:1], finished=rows[1])
+    assert found.steps == 1
+    assert torch.equal(found.apply(latents, 0), rows[0].apply(latents))
+    assert torch.equal(found.finish(latents), rows[1].apply(latents))
 
 
 def test_fit_pools_the_steps_of_a_group() -> None:
@@ -208,18 +234,19 @@ def test_sequential_fit_sees_what_earlier_corrections_did() -> None:
 
 def test_compensation_comes_back_from_its_file(tmp_path: Path) -> None:
     x, r = (torch.stack(both) for both in zip(*(pair(seed) for seed in range(3)), strict=True))
-    found = fit("minimiser", x, r, groups=(0, 0, 1))
+    found = fit("moments", x, r, groups=(0, 0, 1))
     path = tmp_path / "compensation.safetensors"
     found.save(path)
     again = Compensation.load(path)
     assert (again.method, again.groups, again.steps, again.channels) == (
-        "minimiser",
+        "moments",
         (0, 0, 1),
         3,
         2,
     )
     assert torch.equal(again.gain, found.gain)
     assert torch.equal(again.mean, found.mean)
+    assert torch.equal(again.target, found.target)
     first = path.read_bytes()
     found.save(path)
     assert path.read_bytes() == first
@@ -237,17 +264,17 @@ def test_files_that_hold_no_compensation_are_refused(tmp_path: Path) -> None:
     path.write_bytes(b"nothing")
     with pytest.raises(ModelError, match="no file of a compensation"):
         Compensation.load(path)
-    rows = {"gain": torch.ones(2, 1), "mean": torch.zeros(2, 1)}
+    rows = {"gain": torch.ones(2, 1), "mean": torch.zeros(2, 1), "target": torch.zeros(2, 1)}
     save_file(rows, path)
     with pytest.raises(ModelError, match="no file of a compensation"):
         Compensation.load(path)
     text = '{"version": %d, "method": "std", "steps": %d, "channels": 1, "groups": [0, 1]}'
-    save_file(rows, path, metadata={"lutwise.compensation": text % (1, 2)})
-    assert Compensation.load(path).steps == 2
     save_file(rows, path, metadata={"lutwise.compensation": text % (2, 2)})
-    with pytest.raises(ModelError, match="it has version 2, wanted 1"):
+    assert Compensation.load(path).steps == 2
+    save_file(rows, path, metadata={"lutwise.compensation": text % (1, 2)})
+    with pytest.raises(ModelError, match="it has version 1, wanted 2"):
         Compensation.load(path)
-    save_file(rows, path, metadata={"lutwise.compensation": text % (1, 7)})
+    save_file(rows, path, metadata={"lutwise.compensation": text % (2, 7)})
     with pytest.raises(ModelError, match="fitted for 2 steps and 1 channels, sampling has 7"):
         Compensation.load(path)
 
@@ -255,6 +282,7 @@ def test_files_that_hold_no_compensation_are_refused(tmp_path: Path) -> None:
 ONES = torch.ones(4, 1, 2, 2)
 NANS = torch.full_like(ONES, torch.nan)
 ROWS = torch.ones(2, 1)
+MORE = torch.ones(3, 1)
 
 
 @pytest.mark.parametrize(
@@ -271,37 +299,43 @@ ROWS = torch.ones(2, 1)
             r"groups of 1 steps are as many numbers.*got \(0, 1\)",
         ),
         (
-            lambda: Compensation(method="std", gain=ROWS, mean=ROWS, groups=(0, 2)),
+            lambda: Compensation(method="std", gain=ROWS, mean=ROWS, target=ROWS, groups=(0, 2)),
             ConfigError,
             "rising by at most 1",
         ),
         (
-            lambda: Compensation(method="std", gain=ROWS, mean=ROWS, groups=(0,)),
+            lambda: Compensation(method="std", gain=MORE, mean=MORE, target=MORE, groups=(0,)),
             ConfigError,
-            "got 2 rows and 1 groups",
+            "got 3 rows and 1 groups",
         ),
         (
-            lambda: Compensation(method="std", gain=ROWS, mean=ROWS[:1], groups=(0, 1)),
+            lambda: Compensation(
+                method="std", gain=ROWS, mean=ROWS[:1], target=ROWS, groups=(0, 1)
+            ),
             ConfigError,
             r"one shape \(groups, channels\)",
         ),
         (
-            lambda: Compensation(method="x", gain=ROWS, mean=ROWS, groups=(0, 1)),
+            lambda: Compensation(method="x", gain=ROWS, mean=ROWS, target=ROWS, groups=(0, 1)),
             ConfigError,
             "no compensation 'x'",
         ),
         (
-            lambda: Compensation(method="std", gain=ROWS / 0, mean=ROWS, groups=(0, 1)),
+            lambda: Compensation(
+                method="std", gain=ROWS / 0, mean=ROWS, target=ROWS, groups=(0, 1)
+            ),
             CalibrationError,
             "NaN or infinite",
         ),
         (
-            lambda: Compensation(method="std", gain=ROWS, mean=ROWS, groups=(0, 1)).step(2),
+            lambda: Compensation(
+                method="std", gain=ROWS, mean=ROWS, target=ROWS, groups=(0, 1)
+            ).step(2),
             ConfigError,
             "fitted for 2 steps, there is no step 2",
         ),
         (
-            lambda: StepCompensation(gain=ROWS[0], mean=ROWS[0]).apply(torch.ones(2, 3, 2, 2)),
+            lambda: fit_step("std", ONES, ONES).apply(torch.ones(2, 3, 2, 2)),
             DataError,
             r"\(n, 1, h, w\), got \(2, 3, 2, 2\)",
         ),

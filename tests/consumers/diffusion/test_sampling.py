@@ -189,9 +189,13 @@ def test_corrector_stands_before_model_and_scheduler(dit: Dit) -> None:
         def apply(self, latents: torch.Tensor, step: int) -> torch.Tensor:
             return latents / 2 if step == 1 else latents
 
+        def finish(self, latents: torch.Tensor) -> torch.Tensor:
+            return 3 * latents
+
     settings = SamplingSettings(steps=3, sampler=Sampler.DDIM)
     plain = draw(dit, settings, record=True).trajectory
-    found = draw(dit, settings, corrector=Halve(), record=True).trajectory
+    made = draw(dit, settings, corrector=Halve(), record=True)
+    found = made.trajectory
     assert plain is not None
     assert found is not None
     assert torch.equal(found[0], plain[0])
@@ -201,6 +205,9 @@ def test_corrector_stands_before_model_and_scheduler(dit: Dit) -> None:
     time = scheduler.timesteps[1]
     output = dit.transformer(found[1], timestep=time.expand(5), class_labels=LABELS).sample[:, :2]
     assert torch.equal(found[2], scheduler.step(output, time, found[1]).prev_sample)
+    time = scheduler.timesteps[2]
+    output = dit.transformer(found[2], timestep=time.expand(5), class_labels=LABELS).sample[:, :2]
+    assert torch.equal(made.latents, 3 * scheduler.step(output, time, found[2]).prev_sample)
 
 
 def test_progress_is_told(dit: Dit) -> None:
@@ -218,6 +225,9 @@ def test_nan_latents_name_the_step(dit: Dit) -> None:
     class Break:
         def apply(self, latents: torch.Tensor, step: int) -> torch.Tensor:
             return latents * torch.nan if step == 2 else latents
+
+        def finish(self, latents: torch.Tensor) -> torch.Tensor:
+            return latents
 
     with pytest.raises(ModelError, match=r"step 2 of 4 \(timestep 250\) made 160 of 160 numbers"):
         draw(dit, SamplingSettings(steps=4), corrector=Break())

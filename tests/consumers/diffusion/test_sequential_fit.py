@@ -49,6 +49,23 @@ def test_std_gives_the_trajectory_the_variances_of_the_reference(dit: Dit) -> No
     assert not torch.allclose(at_once.gain, found.gain, rtol=1e-4)
 
 
+def test_moments_also_give_the_finished_samples_those_of_the_reference(dit: Dit) -> None:
+    wanted = reference(dit)
+    found = fit_in_sequence(
+        "moments", dit.transformer, dit.scheduler, wanted, SETTINGS, caching=CACHING
+    )
+    again = sample(
+        dit.transformer, dit.scheduler, wanted.labels, SETTINGS,
+        caching=CACHING, corrector=found, record=True,
+    )  # fmt: skip
+    torch.testing.assert_close(variance(again), variance(wanted), rtol=1e-4, atol=1e-5)
+    over = (0, 2, 3)
+    torch.testing.assert_close(again.latents.mean(over), wanted.latents.mean(over))
+    torch.testing.assert_close(again.latents.std(over), wanted.latents.std(over))
+    plain = sample(dit.transformer, dit.scheduler, wanted.labels, SETTINGS, caching=CACHING)
+    assert not torch.allclose(plain.latents.std(over), wanted.latents.std(over), rtol=1e-3)
+
+
 def test_none_corrects_nothing(dit: Dit) -> None:
     found = fit_in_sequence("none", dit.transformer, dit.scheduler, reference(dit), SETTINGS)
     assert torch.equal(found.gain, torch.ones(6, 2))
