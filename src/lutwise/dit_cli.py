@@ -110,7 +110,7 @@ def dit() -> None:
     "--compensation",
     default="std",
     show_default=True,
-    help="none, std, least_squares, minimiser, printed or qdrift.",
+    help="none, std, moments, least_squares, minimiser, printed or qdrift.",
 )
 @click.option(
     "--calib",
@@ -167,7 +167,7 @@ def _run(**options: Any) -> None:
     "--compensations",
     default="none,std",
     show_default=True,
-    help="Of none, std, least_squares, minimiser, printed and qdrift.",
+    help="Of none, std, moments, least_squares, minimiser, printed and qdrift.",
 )
 @click.option(
     "--calibs",
