@@ -19,6 +19,7 @@ from benchmarks.hardware_plots import accuracy_png, luts_png, mac_luts, unit_lut
 from benchmarks.write_results import DATA, DOCS, table
 from lutwise.cost_models.library import dot_product_table, is_fitted, relative_error
 from lutwise.cost_models.published import finn_mvau_luts
+from lutwise.hw.output_stage import Form, form_for, result_codes
 from lutwise.quant.formats import IntFormat, parse_element
 
 GOALS = {
@@ -118,29 +119,35 @@ def requantizers() -> str:
     record = json.loads((DATA / "output_stages.json").read_text(encoding="utf-8"))
     found = {(row["output"], row["channels"], row["form"]): row for row in record["stages"]}
     names = dict.fromkeys(row["output"] for row in record["stages"])
+    channels = tuple(dict.fromkeys(row["channels"] for row in record["stages"]))
     rows = []
     for name in names:
-        cells = [
-            found.get((name, channels, form))
-            for channels in (1, 64)
-            for form in ("thresholds", "multiply")
-        ]
-        rows.append((f"`{name}`", *(cell["luts"] if cell else "" for cell in cells)))
-    heads = ("results", "thresholds, 1 channel", "multiply, 1 channel", "thresholds, 64 channels",
-             "multiply, 64 channels")  # fmt: skip
+        cells = [f"`{name}`"]
+        for count in channels:
+            chosen = form_for(len(result_codes(parse_element(name))), count)
+            for form in (Form.THRESHOLDS, Form.MULTIPLY):
+                row = found.get((name, count, form.value))
+                luts = str(row["luts"]) if row else ""
+                cells.append(f"**{luts}**" if luts and form is chosen else luts)
+        rows.append(tuple(cells))
+    heads = ("results", *(
+        f"{form}, {count} channel{'s' * (count > 1)}"
+        for count in channels for form in ("thresholds", "multiply")
+    ))  # fmt: skip
     vectors = sum(row["vectors"] for row in record["stages"])
     return (
         "## Requantizers\n\nLUTs that turn a sum of "
         f"{record['accumulator_bits']} bits into a code, exactly rounded, for one output lane: "
         "a binary search among thresholds, or bias, multiplier of "
         f"{record['multiplier_bits']} bits, rounding and saturation. The numbers of one channel "
-        "are constants, those of 64 channels lie in LUT ROMs; here they are random, in real "
-        "layers many columns of the ROMs are equal. "
+        "are constants, those of more lie in LUT ROMs; here they are random, in real layers many "
+        "columns of the ROMs are equal. Bold: what a layer unit takes. "
         f"{vectors:,} sums in {len(record['stages'])} netlists against the model: "
         f"{sum(row['mismatches'] for row in record['stages'])} mismatches.\n\n"
         f"{table(heads, rows)}\n"
-        "Thresholds are far smaller while their ROMs are: a layer unit takes them for up to 16 "
-        "results. With several channels the multiply form of a signed minifloat takes 15 to 40 % "
+        "Thresholds are far smaller while their ROMs are: a layer unit takes them for up to 960 "
+        "thresholds in a lane, the channels that it serves times the results less one. With "
+        "several channels the multiply form of a signed minifloat takes 15 to 40 % "
         "more than that of the integer of its width: it needs the absolute value, the leading one "
         "and a shift.\n\n"
     )

@@ -30,6 +30,7 @@ __all__ = [
     "LayerSize",
     "Memory",
     "layer_price",
+    "output_sites",
 ]
 
 TABLE_ROM: Final = 0.6
@@ -220,7 +221,7 @@ def layer_price(size: LayerSize, memory: Memory = Memory.LUT) -> LayerPrice:
     lut_rams = _lut_ram_sites(size) if size.folds > 1 else 0
     return LayerPrice(
         dot_products=size.pe * size.simd * dots.value,
-        outputs=size.pe * _output_sites(size, served),
+        outputs=size.pe * output_sites(size, served),
         weights=in_luts if memory is Memory.LUT else 0.0,
         buffer=lut_rams + _choice_sites(size) if size.folds > 1 else 0.0,
         control=CONTROL_SITES_PER_BIT * counters,
@@ -254,13 +255,19 @@ def _rom_sites(words: int, width: int) -> float:
     return float(width * (ceil(words / 64) + ceil((blocks - 1) / 3)))
 
 
-def _output_sites(size: LayerSize, served: int) -> float:
-    """Count what turns the sums of one lane into results."""
+def output_sites(size: LayerSize, served: int, form: Form | None = None) -> float:
+    """Count what turns the sums of one lane into results.
+
+    Args:
+        size: Of the layer.
+        served: Channels that the lane serves.
+        form: Of the output stage; the one that a layer unit takes if ``None``.
+    """
     bits = size.accumulator_bits
     if size.output is None:
         return bits + TABLE_ROM * _rom_sites(served, bits)
     results = len(result_codes(size.output))
-    if form_for(results) is Form.THRESHOLDS:
+    if (form or form_for(results, served)) is Form.THRESHOLDS:
         levels = (results - 1).bit_length()
         compare = levels * ceil((bits + 1) / 2)
         roms = sum(_rom_sites(served << level, bits + 1) for level in range(levels))

@@ -2,6 +2,7 @@
 """Layer units of quantized networks, and the vectors that their layers work on."""
 
 from fractions import Fraction
+from math import ceil
 from typing import Final
 
 import numpy as np
@@ -62,16 +63,16 @@ def layer_unit(
     codes = node.weight_codes.astype(np.int64)
     outputs = codes.shape[0] // groups
     codes = codes.reshape(groups, outputs, -1)
-    simd = min(simd, codes.shape[2])
+    pe, simd = min(pe, outputs), min(simd, codes.shape[2])
     return LayerUnit(
         name=name,
         weights=node.weight_format,
         activations=activations,
         weight_codes=codes,
         accumulator_bits=max(3, node.accumulator.bits),
-        stage=_output_stage(network, node),
+        stage=_output_stage(network, node, lane_channels=groups * ceil(outputs / pe)),
         bias=tuple(int(code) for code in node.bias_codes),
-        pe=min(pe, outputs),
+        pe=pe,
         simd=simd,
         architecture=smallest_architecture(node.weight_format, activations, simd),
         pipeline=pipeline,
@@ -123,7 +124,9 @@ def constant_unit(
     )
 
 
-def _output_stage(network: Network, node: Conv | Linear) -> OutputStage | None:
+def _output_stage(
+    network: Network, node: Conv | Linear, *, lane_channels: int | None = None
+) -> OutputStage | None:
     """Return the requantizer in integers, with one shift for all channels."""
     if node.requantizer is None:
         return None
@@ -145,6 +148,7 @@ def _output_stage(network: Network, node: Conv | Linear) -> OutputStage | None:
         shift=common,
         low=int(Fraction(node.requantizer.low) / unit),
         high=int(Fraction(node.requantizer.high) / unit),
+        lane_channels=lane_channels,
     )
 
 

@@ -29,7 +29,10 @@ from lutwise.quant.numerics import quantize
 
 __all__ = ["Form", "OutputStage", "form_for", "result_codes"]
 
-_MOST_THRESHOLD_BITS = 4
+_MOST_CONSTANT_RESULTS = 16
+
+_MOST_THRESHOLDS = 960
+"""In one lane's ROMs: where both forms take about as many LUTs, at any width of the sums."""
 
 
 class Form(Enum):
@@ -52,6 +55,8 @@ class OutputStage:
         shift: Bits dropped after the multiplication.
         low: Least result, in units of the output.
         high: Greatest result, in units of the output.
+        lane_channels: Channels that one lane serves in turn, its numbers in ROM; ``None`` for one
+            channel whose numbers are constants.
         wanted: The form to build; the one that takes fewer LUTs if ``None``.
 
     Raises:
@@ -65,6 +70,7 @@ class OutputStage:
     shift: int
     low: int
     high: int
+    lane_channels: int | None = None
     wanted: Form | None = None
 
     def __post_init__(self) -> None:
@@ -82,10 +88,12 @@ class OutputStage:
 
     @property
     def form(self) -> Form:
-        """The form wanted, or the one that takes fewer LUTs: thresholds up to four bits."""
+        """The form wanted, or the one that takes fewer LUTs."""
         if self.wanted is not None:
             return self.wanted
-        return form_for(len(self.codes)) if self._multiplies else Form.THRESHOLDS
+        if not self._multiplies:
+            return Form.THRESHOLDS
+        return form_for(len(self.codes), self.lane_channels)
 
     @property
     def _multiplies(self) -> bool:
@@ -186,9 +194,21 @@ class OutputStage:
         return np.array(flat, dtype=np.int64).reshape(sums.shape)
 
 
-def form_for(results: int) -> Form:
-    """Return the form that takes fewer LUTs for so many different results."""
-    return Form.THRESHOLDS if results <= 1 << _MOST_THRESHOLD_BITS else Form.MULTIPLY
+def form_for(results: int, lane_channels: int | None = None) -> Form:
+    """Return the form that takes fewer LUTs.
+
+    Thresholds of one more channel or result take a word of ROM each; a requantizer is hardly
+    larger for more of them.
+
+    Args:
+        results: Different results.
+        lane_channels: Channels that share the lane; ``None`` for one whose numbers are constants.
+    """
+    if lane_channels is None:
+        few = results <= _MOST_CONSTANT_RESULTS
+    else:
+        few = (results - 1) * lane_channels <= _MOST_THRESHOLDS
+    return Form.THRESHOLDS if few else Form.MULTIPLY
 
 
 def result_codes(

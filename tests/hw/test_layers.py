@@ -154,10 +154,10 @@ def test_sums_of_a_last_layer_that_differ_by_one_are_found() -> None:
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "form"),
-    [(-3.0, 60.0, Form.THRESHOLDS), (0.0, 60.0, Form.MULTIPLY), (-128.0, 60.0, Form.MULTIPLY)],
+    ("low", "high", "forms"),
+    [(-3.0, 60.0, [Form.THRESHOLDS]), (0.0, 60.0, [*Form]), (-128.0, 60.0, [*Form])],
 )
-def test_any_clamp_is_exact(low: float, high: float, form: Form) -> None:
+def test_any_clamp_is_exact(low: float, high: float, forms: list[Form]) -> None:
     network = _network("odd", "int8", "int8")
     node = [node for node in network.layers() if node.requantizer][-1]
     assert network.tensors[node.output].format is not None
@@ -171,8 +171,13 @@ def test_any_clamp_is_exact(low: float, high: float, form: Form) -> None:
     unit, bad = _differences(network, changed, tensors)
     assert not bad.any()
     assert unit.stage is not None
-    assert unit.stage.form is form
-    assert unit.emit()
+    assert unit.stage.form is Form.THRESHOLDS
+    vectors = layer_vectors(network, changed, tensors[changed.input])
+    wanted = layer_results(changed, tensors[changed.output])
+    for form in forms:
+        other = replace(unit, stage=replace(unit.stage, wanted=form))
+        assert other.emit()
+        assert not differing(network, changed, other.model(vectors), wanted).any()
 
 
 @pytest.mark.parametrize(

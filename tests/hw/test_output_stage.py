@@ -128,9 +128,29 @@ def test_form_follows_the_number_of_results_and_the_clamp(
     assert _stage(output, low, high).form is form
 
 
-def test_form_follows_a_number_of_results() -> None:
+def test_form_follows_results_and_channels_of_a_lane() -> None:
     assert form_for(16) is Form.THRESHOLDS
     assert form_for(17) is Form.MULTIPLY
+    for results, most in ((2, 960), (16, 64), (32, 30), (64, 15), (256, 3)):
+        assert form_for(results, most) is Form.THRESHOLDS
+        assert form_for(results, most + 1) is Form.MULTIPLY
+
+
+@pytest.mark.parametrize("output", ["int3", "uint4", "int5", "e2m2", "uint6", "int8", "e4m3"])
+@pytest.mark.parametrize("bits", [12, 16, 24])
+def test_chosen_form_is_at_most_a_quarter_dearer_than_the_other(output: str, bits: int) -> None:
+    """By the cost model, for lanes of any number of channels."""
+    from lutwise.cost_models.layer_cost import LayerSize, output_sites
+
+    for channels in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 512):
+        size = LayerSize(
+            weights=parse_element("int4"), activations=parse_element("int4"),
+            output=parse_element(output), accumulator_bits=bits, groups=channels, outputs=1,
+            products=8, pe=1, simd=8,
+        )  # fmt: skip
+        sites = {form: output_sites(size, channels, form) for form in Form}
+        chosen = form_for(len(result_codes(parse_element(output))), channels)
+        assert sites[chosen] <= 1.25 * min(sites.values()), channels
 
 
 def test_no_requantizer_clamps_anywhere() -> None:
