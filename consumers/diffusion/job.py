@@ -15,10 +15,15 @@ from lutwise.consumers.diffusion.forecast import Reuse, Taylor
 from lutwise.consumers.diffusion.model import Dit
 from lutwise.consumers.diffusion.quantized import linear_layers
 from lutwise.consumers.diffusion.recipe import DitRecipe
-from lutwise.consumers.diffusion.sampling import Caching, SamplingSettings
+from lutwise.consumers.diffusion.sampling import (
+    Caching,
+    SamplingSettings,
+    build_scheduler,
+    timesteps,
+)
 from lutwise.consumers.diffusion.schedule import CacheSchedule
 from lutwise.consumers.diffusion.stock import blocks_of
-from lutwise.errors import ConfigError
+from lutwise.errors import ConfigError, ModelError
 
 __all__ = ["CalibrationChoice", "DitJob", "Use"]
 
@@ -84,7 +89,9 @@ class DitJob:
 
     Raises:
         ConfigError: A number is out of range, no such compensation, a class that the model has
-            not, an override of no layer, or a schedule for another model.
+            not, an override of no layer, a schedule for another model, more steps than the model
+            has timesteps, or fewer steps than calibration needs.
+        ModelError: The scheduler's configuration makes no scheduler that takes these steps.
     """
 
     dit: Dit
@@ -115,6 +122,26 @@ class DitJob:
         self.recipe.check_globs(linear_layers(self.dit.transformer))
         blocks = len(blocks_of(self.dit.transformer))
         self.schedule.check(steps=self.sampling.steps, blocks=blocks)
+        self._check_calibration()
+        _check_scheduler(self.dit, self.sampling)
+
+    def _check_calibration(self) -> None:
+        """Say before the first sample is made that calibration could not do with them."""
+        choice, steps = self.calibration, self.sampling.steps
+        groups = self.recipe.timestep_groups
+        if groups > steps:
+            raise ConfigError(
+                f"{groups} groups of timesteps have activation scales of their own, and {steps} "
+                "steps are too few for that; sample with more steps, or make fewer groups"
+            )
+        chosen_from = choice.tap.candidate_steps
+        candidates = steps if chosen_from is None else len(set(chosen_from) & set(range(steps)))
+        if choice.samples > choice.trajectories * candidates:
+            raise ConfigError(
+                f"calibration takes {choice.samples} samples, and {choice.trajectories} "
+                f"trajectories of {candidates} steps have {choice.trajectories * candidates}; take "
+                "fewer samples, or more trajectories to choose them from"
+            )
 
     @property
     def guided(self) -> bool:
@@ -135,3 +162,24 @@ class DitJob:
     def noise(self, use: Use, **changes: Any) -> SamplingSettings:
         """Return the settings of a use of noise."""
         return replace(self.sampling, seed=len(Use) * self.sampling.seed + use, **changes)
+
+
+def _check_scheduler(dit: Dit, sampling: SamplingSettings) -> None:
+    """Try the first and the last step of a model's scheduler on zeros."""
+    zeros = torch.zeros(1, 1, 1, 1)
+    try:
+        stepper = build_scheduler(dit.scheduler, sampling.sampler)
+        times = timesteps(stepper, sampling.steps)
+        for time in (times[0], times[-1]):
+            stepper.step(zeros, time, zeros, generator=torch.Generator())
+    except ConfigError as error:
+        # torch's complaints about an argument have many lines, and the first has the reason
+        raise ConfigError(str(error).splitlines()[0]) from error
+    except Exception as error:
+        # any: the values come from a file, and diffusers checks few of them
+        reason = (str(error).splitlines() or [""])[0]
+        raise ModelError(
+            f"the scheduler of {dit.name} takes no {sampling.steps} steps of "
+            f"{sampling.sampler.value}: {type(error).__name__}: {reason}; check its "
+            "scheduler_config.json"
+        ) from error

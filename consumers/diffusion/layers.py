@@ -2,7 +2,7 @@
 """The layers of a DiT that multiply, with their sizes, without building the model."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Final
 
 from lutwise.consumers.diffusion.schedule import Part
@@ -36,7 +36,7 @@ class DitSize:
         attention_bias: Whether queries, keys and values have biases.
 
     Raises:
-        ConfigError: A size is not positive, or patches do not fill the latents.
+        ConfigError: A size is no positive whole number, or patches do not fill the latents.
     """
 
     heads: int
@@ -50,14 +50,17 @@ class DitSize:
     attention_bias: bool = True
 
     def __post_init__(self) -> None:
-        sizes = (
-            self.heads, self.head_width, self.blocks, self.in_channels, self.out_channels,
-            self.sample_size, self.patch_size, self.classes,
-        )  # fmt: skip
-        if min(sizes) < 1 or self.sample_size % self.patch_size:
+        for size in fields(self):
+            value = getattr(self, size.name)
+            # A configuration is a file that anyone may have written; bool is a kind of int.
+            if size.type is int and (type(value) is not int or value < 1):
+                raise ConfigError(
+                    f"sizes of a DiT are whole numbers from 1, got {value!r} for {size.name}"
+                )
+        if self.sample_size % self.patch_size:
             raise ConfigError(
-                "a DiT has positive sizes and latents of whole patches, got "
-                f"{self.sample_size} pixels in patches of {self.patch_size} and {self}"
+                f"latents of a DiT are whole patches, got {self.sample_size} pixels in patches of "
+                f"{self.patch_size}"
             )
 
     @classmethod

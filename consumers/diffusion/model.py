@@ -15,9 +15,11 @@ from typing import Any, Final
 import torch
 from torch import nn
 
+from lutwise.consumers.diffusion.layers import DitSize
 from lutwise.consumers.diffusion.stock import (
     AutoencoderKL,
     DiTTransformer2DModel,
+    all_settings,
     blocks_of,
     config_of,
     known_settings,
@@ -49,6 +51,12 @@ _WEIGHTS: Final = (
 )
 _INDEX: Final = "diffusion_pytorch_model.safetensors.index.json"
 _NORM: Final = "ada_norm_zero"
+
+_ACTIVATIONS: Final = ("gelu-approximate", "gelu")
+"""Of the feed-forward layers; gated ones have other sizes, which costs do not know."""
+
+_MOST_TOKENS: Final = 1 << 16
+"""Published DiTs have 256 and 1024; embeddings of positions are computed, not read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -146,8 +154,9 @@ def load_dit(spec: str | Path) -> Dit:
         )
     piped = (folder / "transformer").is_dir()
     part = folder / "transformer" if piped else folder
-    transformer = _build(_dit_config(part), part)
-    state = _read_weights(part)
+    config, state = _dit_config(part), _read_weights(part)
+    _check_sizes(config, state, part)
+    transformer = _build(config, part)
     _load(transformer, state, part)
     transformer = transformer.float().eval().requires_grad_(requires_grad=False)
     return Dit(
@@ -215,6 +224,45 @@ def _read_config(path: Path, missing: str) -> dict[str, Any]:
     return content
 
 
+def _check_sizes(config: Mapping[str, Any], state: State, folder: Path) -> None:
+    """Make sure that weights are of the sizes of a configuration, before either fills memory."""
+    settings = all_settings(DiTTransformer2DModel, config)
+    try:
+        size = DitSize.of(settings)
+    except ConfigError as error:
+        raise ModelError(f"{folder / _CONFIG} describes no DiT: {error}") from error
+    if size.tokens > _MOST_TOKENS:
+        raise ModelError(
+            f"{folder / _CONFIG}: latents of {size.sample_size} pixels in patches of "
+            f"{size.patch_size} are {size.tokens} tokens, more than {_MOST_TOKENS}"
+        )
+    if settings["activation_fn"] not in _ACTIVATIONS:
+        raise ModelError(
+            f"{folder / _CONFIG}: activation_fn of a DiT is one of {', '.join(_ACTIVATIONS)}, got "
+            f"{settings['activation_fn']!r}"
+        )
+    patch = size.patch_size
+    table = "transformer_blocks.0.norm1.emb.class_embedder.embedding_table.weight"
+    wanted = {
+        "pos_embed.proj.weight": (size.width, size.in_channels, patch, patch),
+        "proj_out_2.weight": (patch**2 * size.out_channels, size.width),
+        table: (size.classes + 1, size.width),
+    }
+    for name, shape in wanted.items():
+        found = tuple(state[name].shape) if name in state else "nothing"
+        if found != shape:
+            raise _other_weights(folder, f"for {name} the shape {shape} is wanted, got {found}")
+    blocks = {name.split(".")[1] for name in state if name.startswith("transformer_blocks.")}
+    if len(blocks) != size.blocks:
+        raise _other_weights(folder, f"{size.blocks} blocks are wanted, got {len(blocks)}")
+
+
+def _other_weights(folder: Path, reason: str) -> ModelError:
+    return ModelError(
+        f"the weights in {folder} are not those of its {_CONFIG}: {reason}; save the model again"
+    )
+
+
 def _build(config: Mapping[str, Any], folder: Path) -> nn.Module:
     try:
         built: nn.Module = DiTTransformer2DModel(**known_settings(DiTTransformer2DModel, config))
@@ -258,7 +306,4 @@ def _load(transformer: nn.Module, state: State, folder: Path) -> None:
         transformer.load_state_dict(given)
     except RuntimeError as error:
         reason = "; ".join(line.strip() for line in str(error).splitlines()[1:4])
-        raise ModelError(
-            f"the weights in {folder} are not those of its {_CONFIG}: {reason[:400]}; "
-            "save the model again"
-        ) from error
+        raise _other_weights(folder, reason[:400]) from error

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Final
 
-from lutwise.errors import ConfigError, LutwiseError
+from lutwise.errors import ConfigError, FormatError, LutwiseError
 from lutwise.quant import algorithms
 from lutwise.quant.algorithms import Stage
 from lutwise.quant.formats import Format, parse_element, parse_weight
@@ -55,7 +55,7 @@ class DitRecipe:
 
     Raises:
         ConfigError: A number is out of range, or an algorithm is none of those.
-        FormatError: A format that does not exist.
+        FormatError: A format that does not exist, or an unsigned one for weights.
     """
 
     weights: str = "int8"
@@ -146,7 +146,15 @@ class DitRecipe:
 
 
 def _weight(text: str) -> Format | None:
-    return None if text == FLOAT else parse_weight(text)
+    if text == FLOAT:
+        return None
+    fmt = parse_weight(text)
+    if not fmt.signed:
+        raise FormatError(
+            f"weights of a DiT take both signs, and {text!r} holds one; wanted a signed format "
+            "such as int4 or e2m1"
+        )
+    return fmt
 
 
 def _activation(text: str) -> Format | None:

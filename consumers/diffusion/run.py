@@ -263,7 +263,9 @@ def run_dit(job: DitJob, out: Path, *, tell: Tell = silent) -> dict[str, Any]:
     """
     run = DitRun(job, Steps(out / ".steps", out / "events.jsonl"), tell=tell)
     short = f"W {job.recipe.weights}, A {job.recipe.activations}"
-    made = {"float": run.reference, f"{short}, cached": run.made(None)}
+    if not job.schedule.computes_all:
+        short += ", cached"
+    made = {"float": run.reference, short: run.made(None)}
     if run.compensation is not None:
         made[f"... and {job.compensation}"] = run.made(run.compensation)
         run.compensation.save(out / "compensation.safetensors")

@@ -173,6 +173,11 @@ class CacheSchedule:
             raise ConfigError(
                 f"a schedule is an object with version {_VERSION}, {' and '.join(Part)}"
             )
+        unknown = sorted(plain.keys() - {"version", *(part.value for part in Part)})
+        if unknown:
+            raise ConfigError(
+                f"a schedule has version, {' and '.join(Part)}, and nothing called {unknown[0]!r}"
+            )
         return cls(**{part.value: _rows(plain, part) for part in Part})
 
     def save(self, path: Path) -> None:

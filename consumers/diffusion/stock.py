@@ -25,6 +25,7 @@ __all__ = [
     "DDIMScheduler",
     "DDPMScheduler",
     "DiTTransformer2DModel",
+    "all_settings",
     "blocks_of",
     "config_of",
     "known_settings",
@@ -39,6 +40,12 @@ def known_settings(stock: Callable[..., Any], config: Mapping[str, Any]) -> dict
     """
     names = inspect.signature(stock).parameters
     return {key: value for key, value in config.items() if key in names}
+
+
+def all_settings(stock: Callable[..., Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return every setting of a class of diffusers, with its defaults where nothing is given."""
+    names = inspect.signature(stock).parameters
+    return {name: config.get(name, names[name].default) for name in names}
 
 
 def config_of(transformer: nn.Module) -> Any:

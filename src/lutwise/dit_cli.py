@@ -127,7 +127,7 @@ def dit() -> None:
     show_default=True,
     help="To make of each model.",
 )
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory.")
 @_COMMON_OPTIONS
 def _run(**options: Any) -> None:

@@ -59,6 +59,8 @@ def test_schedule_file_says_what_is_computed(saved: Path, tmp_path: Path) -> Non
     ("arguments", "code", "message"),
     [
         (["--weights", "int9"], 2, "no format 'int9'"),
+        (["--weights", "uint8"], 2, "weights of a DiT take both signs"),
+        (["--layer", "*=ue2m2"], 2, "weights of a DiT take both signs"),
         (["--compensation", "magic"], 2, "a compensation is one of none, printed"),
         (["--layer", "proj_out_1"], 2, "--layer wants GLOB=WEIGHTS/ACTIVATIONS"),
         (["--layer", "nothing=int4"], 2, "'nothing' matches no linear layer"),

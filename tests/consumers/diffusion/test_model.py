@@ -201,6 +201,13 @@ def break_prediction(folder: Path) -> None:
     (folder / "scheduler" / "scheduler_config.json").write_text('{"prediction_type": "sample"}')
 
 
+def break_layer_shape(folder: Path) -> None:
+    path = folder / "transformer" / WEIGHTS
+    state = safetensors.torch.load_file(path)
+    state["proj_out_1.weight"] = state["proj_out_1.weight"][:-1].clone()
+    safetensors.torch.save_file(state, path)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -210,8 +217,9 @@ def break_prediction(folder: Path) -> None:
         (break_no_config, "holds no diffusers model"),
         (break_class, "is no DiT: wanted _class_name DiTTransformer2DModel .* got 'UNet2DModel'"),
         (break_norm, "is no DiT: .* with 'ada_norm_single'"),
-        (break_values, "describes no DiT that can be built"),
-        (break_shape, "are not those of its config.json: .*size mismatch"),
+        (break_values, "describes no DiT: sizes .* whole numbers from 1, got 0 for patch_size"),
+        (break_shape, r"not those of its config.json: for .* is wanted, got \("),
+        (break_layer_shape, "are not those of its config.json: .*size mismatch"),
         (break_weights, "is no whole safetensors file"),
         (break_no_weights, "has no weights: wanted one of diffusion_pytorch_model"),
         (break_nan, "1 of 512 numbers of 'proj_out_1.weight' are NaN"),
@@ -222,6 +230,32 @@ def break_prediction(folder: Path) -> None:
 )
 def test_damage_is_named(saved: Path, damage: Callable[[Path], None], message: str) -> None:
     damage(saved)
+    with pytest.raises(ModelError, match=message):
+        load_dit(saved)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_layers": 10**9}, "1000000000 blocks are wanted, got 3"),
+        ({"num_layers": "3"}, "whole numbers from 1, got '3' for blocks"),
+        ({"num_layers": True}, "whole numbers from 1, got True for blocks"),
+        ({"num_attention_heads": 10**9}, "the shape .* is wanted"),
+        ({"in_channels": 10**9}, "the shape .* is wanted"),
+        ({"out_channels": 10**9}, "the shape .* is wanted"),
+        ({"num_embeds_ada_norm": 10**9}, "the shape .* is wanted"),
+        ({"num_embeds_ada_norm": None}, "got None for classes"),
+        ({"sample_size": 10**6}, "250000000000 tokens, more than 65536"),
+        ({"sample_size": [4, 4]}, r"got \[4, 4\] for sample_size"),
+        ({"activation_fn": "geglu"}, "one of gelu-approximate, gelu, got 'geglu'"),
+        ({"dropout": 2.0}, "describes no DiT that can be built: ValueError"),
+    ],
+)
+def test_configurations_that_do_not_fit_fill_no_memory(
+    saved: Path, changes: dict[str, object], message: str
+) -> None:
+    path = saved / "transformer" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     with pytest.raises(ModelError, match=message):
         load_dit(saved)
 

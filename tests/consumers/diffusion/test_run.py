@@ -16,7 +16,8 @@ from lutwise.consumers.diffusion.recipe import DitRecipe
 from lutwise.consumers.diffusion.run import DitRun, run_dit
 from lutwise.consumers.diffusion.sampling import SamplingSettings
 from lutwise.consumers.diffusion.schedule import CacheSchedule, Part
-from lutwise.errors import ConfigError
+from lutwise.consumers.diffusion.tap import TapParameters
+from lutwise.errors import ConfigError, ModelError
 from lutwise.quant.ranges import RangeMethod, RangeSearch
 from lutwise.workspace import Steps
 
@@ -103,6 +104,7 @@ def test_without_quantization_and_cache_nothing_differs(
         schedule=CacheSchedule.none(steps=4, blocks=3),
     )
     metrics = run_dit(job, tmp_path)
+    assert [m["model"] for m in metrics["models"]] == ["float", "W float, A float", "... and std"]
     for entry in metrics["models"][1:]:
         assert entry["paired_mse"]["value"] == 0
         assert entry["psnr_db"] is None
@@ -140,6 +142,22 @@ def test_classes_take_turns(make_job: Callable[..., DitJob]) -> None:
             {"schedule": CacheSchedule.every(2, steps=5, blocks=3, parts=[Part.ATTENTION])},
             "for 5 steps and sampling takes 4",
         ),
+        (
+            {"calibration": CalibrationChoice(samples=33, trajectories=8)},
+            "takes 33 samples, and 8 trajectories of 4 steps have 32",
+        ),
+        (
+            {
+                "calibration": CalibrationChoice(
+                    samples=20, trajectories=8, tap=TapParameters(candidate_steps=(1, 3, 9))
+                )
+            },
+            "takes 20 samples, and 8 trajectories of 2 steps have 16",
+        ),
+        (
+            {"recipe": DitRecipe(timestep_groups=5)},
+            "5 groups of timesteps .* 4 steps are too few",
+        ),
     ],
 )
 def test_bad_jobs_are_refused(
@@ -147,6 +165,28 @@ def test_bad_jobs_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         make_job(**changes)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "error", "message"),
+    [
+        ({"num_train_timesteps": 3}, ConfigError, "has 3 timesteps, got 4 steps"),
+        ({"num_train_timesteps": "many"}, ConfigError, "makes no ddpm: [^\n]*$"),
+        ({"trained_betas": [0.1]}, ModelError, "takes no 4 steps of ddpm: IndexError"),
+        ({"steps_offset": 900}, ModelError, "takes no 4 steps of ddpm: IndexError"),
+        ({"timestep_spacing": "magic"}, ModelError, "magic is not supported"),
+        ({"clip_sample_range": None}, ModelError, "check its scheduler_config.json"),
+    ],
+)
+def test_bad_schedulers_are_refused_before_anything_is_sampled(
+    make_job: Callable[..., DitJob],
+    dit: Dit,
+    scheduler: dict[str, Any],
+    error: type[Exception],
+    message: str,
+) -> None:
+    with pytest.raises(error, match=message):
+        make_job(dit=replace(dit, scheduler=scheduler))
 
 
 def test_bad_calibration_is_refused() -> None:

@@ -99,6 +99,11 @@ def test_check_names_both_lengths() -> None:
         ("[]", ConfigError, "object with version 1"),
         ('{"version": 2}', ConfigError, "object with version 1"),
         (
+            '{"version": 1, "attention": ["xx"], "feed_forward": ["xx"], "ff": []}',
+            ConfigError,
+            "nothing called 'ff'",
+        ),
+        (
             '{"version": 1, "attention": ["xx"]}',
             ConfigError,
             "feed_forward of a schedule is a list",
