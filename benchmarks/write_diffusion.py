@@ -5,7 +5,8 @@
     python benchmarks/write_diffusion.py --collect SWEEPS --claims CLAIMS.json
 
 ``SWEEPS`` holds what `quantize dit sweep` wrote as ``sweep.json`` and ``samples.npz``, renamed:
-``table`` (formats, intervals, steps), ``compensation``, ``calibration`` and ``calibration32``.
+``table`` (formats, intervals, steps), ``compensation`` and ``moments`` (two parts of one table),
+``calibration`` and ``calibration32``.
 Sections whose file is missing are left out.
 """
 
@@ -39,7 +40,7 @@ from lutwise.export.plot_style import plot_context, png_bytes
 from lutwise.files import write_atomic
 from lutwise.workspace import to_json
 
-SWEEPS = ("table", "compensation", "calibration", "calibration32")
+SWEEPS = ("table", "compensation", "moments", "calibration", "calibration32")
 SHOWN = 10
 PICTURED = {
     "float": "T20 N1 float",
@@ -115,6 +116,28 @@ def read(name: str) -> dict[str, Any] | None:
     return found
 
 
+def joined(first: dict[str, Any] | None, second: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return one sweep with the cells of two that differ in their compensations."""
+    if first is None or second is None:
+        return first or second
+    alike = ("model", "samples", "grid")
+    for name in alike:
+        one, other = (
+            {k: v for k, v in found[name].items() if k != "compensations"}
+            if name == "grid" else found[name]
+            for found in (first, second)
+        )  # fmt: skip
+        if one != other:
+            raise ValueError(f"the sweeps have other {name}: {one} and {other}")
+    held = {cell["name"] for cell in first["cells"]}
+    methods = dict.fromkeys(first["grid"]["compensations"] + second["grid"]["compensations"])
+    return {
+        **first,
+        "grid": {**first["grid"], "compensations": list(methods)},
+        "cells": first["cells"] + [cell for cell in second["cells"] if cell["name"] not in held],
+    }
+
+
 def pictures(table: Mapping[str, Any], samples: Mapping[str, Any] | None) -> str:
     """Draw the pictures; return the part of the page that shows them."""
     summary = SweepSummary.from_json(table)
@@ -143,16 +166,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.collect:
         collect(args.collect, args.claims)
     table, claims, speed = read("table"), read("claims"), read("speed")
+    compensation = joined(read("compensation"), read("moments"))
     parts = [HEAD]
     if table is not None:
-        parts += [goal(table), pictures(table, read("samples")), table_section(table)]
+        parts += [goal(table, compensation), pictures(table, read("samples")), table_section(table)]
     schedule = read("schedule")
     if schedule is not None:
         parts.append(schedule_section(schedule))
-    compensation = read("compensation")
     if compensation is not None:
         parts.append(compensation_section(compensation))
-    calibrations = [found for name in SWEEPS[2:] if (found := read(name)) is not None]
+    calibrations = [found for name in SWEEPS[3:] if (found := read(name)) is not None]
     if calibrations:
         parts.append(calibration_section(calibrations))
     if claims is not None:

@@ -58,6 +58,20 @@ def table(base: DitJob, tmp_path: Path) -> dict[str, Any]:
     return sweep_dit(lambda: base, grid, tmp_path / "table")
 
 
+def test_sweeps_of_different_compensations_are_joined() -> None:
+    def sweep(*methods: str, samples: int = 9) -> dict[str, Any]:
+        grid = {"steps": [4], "compensations": list(methods)}
+        cells = [{"name": f"T4 +{method}"} for method in methods]
+        return {"model": "m", "samples": samples, "grid": grid, "cells": cells}
+
+    first, second = sweep("none", "std"), sweep("none", "moments")
+    found = write_diffusion.joined(first, second)
+    assert found == sweep("none", "std", "moments")
+    assert write_diffusion.joined(None, second) is second
+    with pytest.raises(ValueError, match="other samples: 9 and 8"):
+        write_diffusion.joined(first, sweep("none", samples=8))
+
+
 @pytest.mark.parametrize(
     ("values", "verdict"),
     [
