@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The cells of a sweep: steps, intervals, formats, forecasts, calibrations and compensations."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import product
 from typing import Any, Final
@@ -9,7 +9,7 @@ from typing import Any, Final
 from lutwise.consumers.diffusion import calibration, compensation
 from lutwise.consumers.diffusion.job import DitJob
 from lutwise.consumers.diffusion.recipe import FLOAT, DitRecipe
-from lutwise.consumers.diffusion.schedule import CacheSchedule
+from lutwise.consumers.diffusion.schedule import CacheSchedule, NamedSchedule
 from lutwise.consumers.diffusion.stock import blocks_of
 from lutwise.errors import ConfigError
 
@@ -43,7 +43,7 @@ class Formats:
         Raises:
             FormatError: A format that does not exist.
         """
-        weights, slash, activations = text.partition("/")
+        weights, slash, activations = map(str.strip, text.partition("/"))
         return cls(weights, activations if slash else weights)
 
     def __str__(self) -> str:
@@ -62,10 +62,12 @@ class Setting:
 
     Args:
         steps: Of sampling.
-        interval: From one refresh of the cache to the next; 1 for no cache.
+        interval: From one refresh of the cache to the next; 1 for no cache; 0 where a schedule
+            says what is computed.
         formats: Of weights and activations.
         order: Of the forecast of what the cache leaves out.
         calibration: How calibration samples are chosen; empty where there is nothing to calibrate.
+        schedule: In place of an interval.
     """
 
     steps: int
@@ -73,6 +75,12 @@ class Setting:
     formats: Formats
     order: int
     calibration: str
+    schedule: NamedSchedule | None = None
+
+    @property
+    def cache(self) -> str:
+        """What the cache is called: ``N3`` for an interval of 3, or the name of its schedule."""
+        return f"N{self.interval}" if self.schedule is None else self.schedule.name
 
     @property
     def exact(self) -> bool:
@@ -85,7 +93,7 @@ class Setting:
         Args:
             compensated: One of `compensation.METHODS`.
         """
-        parts = [f"T{self.steps}", f"N{self.interval}", str(self.formats)]
+        parts = [f"T{self.steps}", self.cache, str(self.formats)]
         if self.order:
             parts.append(f"order {self.order}")
         if self.calibration:
@@ -105,15 +113,18 @@ class Setting:
         weights, activations = self.formats.weights, self.formats.activations
         # What is to be float stays float in all layers.
         less: dict[str, Any] = {"algorithms": {}} if self.formats.is_float else {}
+        if self.schedule is None:
+            blocks = len(blocks_of(base.dit.transformer))
+            table = CacheSchedule.every(self.interval, steps=self.steps, blocks=blocks)
+        else:
+            table = self.schedule.table
         return replace(
             base,
             recipe=replace(
                 base.recipe, weights=weights, activations=activations, seed=seed, **less
             ),
             sampling=replace(base.sampling, steps=self.steps, seed=seed),
-            schedule=CacheSchedule.every(
-                self.interval, steps=self.steps, blocks=len(blocks_of(base.dit.transformer))
-            ),
+            schedule=table,
             order=self.order,
             calibration=replace(
                 base.calibration, method=self.calibration or base.calibration.method
@@ -129,7 +140,21 @@ class Setting:
             **asdict(self.formats),
             "order": self.order,
             "calibration": self.calibration,
+            **({} if self.schedule is None else {"schedule": self.schedule.to_json()}),
         }
+
+    @classmethod
+    def from_json(cls, plain: Mapping[str, Any]) -> "Setting":
+        """Make a setting of what `to_json` gave, among other values."""
+        named = plain.get("schedule")
+        return cls(
+            steps=plain["steps"],
+            interval=plain["interval"],
+            formats=Formats(plain["weights"], plain["activations"]),
+            order=plain["order"],
+            calibration=plain["calibration"],
+            schedule=None if named is None else NamedSchedule.from_json(named),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,11 +171,13 @@ class Grid:
         orders: Of forecasts.
         calibrations: Of `calibration.METHODS`.
         compensations: Of `compensation.METHODS`.
+        schedules: Beside the intervals, each where its number of steps is sampled.
         seeds: Repetitions; each has other noise, calibration samples and fits.
 
     Raises:
-        ConfigError: A list is empty or names something twice, a number is out of range, or
-            there is no such method.
+        ConfigError: A list is empty or names something twice, a number is out of range,
+            there is no such method, a schedule is for other steps, or there is nothing but the
+            float model.
     """
 
     steps: tuple[int, ...]
@@ -159,6 +186,7 @@ class Grid:
     orders: tuple[int, ...] = (0,)
     calibrations: tuple[str, ...] = ("random",)
     compensations: tuple[str, ...] = (_NONE,)
+    schedules: tuple[NamedSchedule, ...] = ()
     seeds: int = 3
 
     def __post_init__(self) -> None:
@@ -166,7 +194,7 @@ class Grid:
             values = getattr(self, axis.name)
             if not isinstance(values, tuple):
                 continue
-            if not values:
+            if not values and axis.name != "schedules":
                 raise ConfigError(f"a sweep needs at least one of its {axis.name}, got none")
             twice = [str(value) for i, value in enumerate(values) if value in values[:i]]
             if twice:
@@ -179,13 +207,35 @@ class Grid:
             )
         _known("calibrations", self.calibrations, list(calibration.METHODS))
         _known("compensations", self.compensations, list(compensation.METHODS))
+        self._check_schedules()
+        if all(setting.exact for setting in self.settings()):
+            raise ConfigError(
+                "a sweep compares cells with the float model without a cache, and this one has no "
+                "other; add formats or intervals"
+            )
+
+    def _check_schedules(self) -> None:
+        names = [f"N{interval}" for interval in {1, *self.intervals}]
+        for schedule in self.schedules:
+            if schedule.name in names:
+                raise ConfigError(
+                    f"two caches of a sweep are called {schedule.name}; rename the schedule's file"
+                )
+            names.append(schedule.name)
+            if schedule.table.steps not in self.steps:
+                raise ConfigError(
+                    f"the schedule {schedule.name} is for {schedule.table.steps} steps, and the "
+                    f"sweep samples with {', '.join(map(str, self.steps))}"
+                )
 
     def settings(self) -> tuple[Setting, ...]:
         """Return the settings, for each number of steps the float model first."""
         found: dict[Setting, None] = {}
         for steps in self.steps:
             found[_setting(steps, 1, Formats(FLOAT, FLOAT), 0, "")] = None
-            for values in product(self.intervals, self.formats, self.orders, self.calibrations):
+            fitting = [s for s in self.schedules if s.table.steps == steps]
+            caches = [*self.intervals, *fitting]
+            for values in product(caches, self.formats, self.orders, self.calibrations):
                 found[_setting(steps, *values)] = None
         return tuple(found)
 
@@ -203,16 +253,24 @@ class Grid:
         """Return plain values."""
         plain = {axis.name: getattr(self, axis.name) for axis in fields(self)}
         lists = {name: list(v) for name, v in plain.items() if isinstance(v, tuple)}
-        return {**plain, **lists, "formats": [str(formats) for formats in self.formats]}
+        return {
+            **plain,
+            **lists,
+            "formats": [str(formats) for formats in self.formats],
+            "schedules": [schedule.name for schedule in self.schedules],
+        }
 
 
-def _setting(steps: int, interval: int, formats: Formats, order: int, calibrated: str) -> Setting:
+def _setting(
+    steps: int, cache: int | NamedSchedule, formats: Formats, order: int, calibrated: str
+) -> Setting:
     return Setting(
         steps=steps,
-        interval=interval,
+        interval=cache if isinstance(cache, int) else 0,
         formats=formats,
-        order=order if interval > 1 else 0,
+        order=0 if cache == 1 else order,
         calibration="" if formats.is_float else calibrated,
+        schedule=None if isinstance(cache, int) else cache,
     )
 
 

@@ -12,7 +12,7 @@ from lutwise.errors import ConfigError, DataError
 from lutwise.files import write_atomic
 from lutwise.workspace import to_json
 
-__all__ = ["CacheSchedule", "Part"]
+__all__ = ["CacheSchedule", "NamedSchedule", "Part"]
 
 _COMPUTE, _REUSE = "x", "."
 _VERSION: Final = 1
@@ -204,6 +204,42 @@ class CacheSchedule:
             return cls.from_json(plain)
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamedSchedule:
+    """A schedule and what it is called.
+
+    Args:
+        name: For people.
+        table: The schedule.
+    """
+
+    name: str
+    table: CacheSchedule
+
+    @classmethod
+    def load(cls, path: Path) -> "NamedSchedule":
+        """Read a schedule, which is called as its file without the ending.
+
+        Raises:
+            DataError: The file is missing or no JSON.
+            ConfigError: It holds no valid schedule.
+        """
+        return cls(name=path.stem, table=CacheSchedule.load(path))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {"name": self.name, "table": self.table.to_json()}
+
+    @classmethod
+    def from_json(cls, plain: Any) -> "NamedSchedule":
+        """Make one of what `to_json` gave.
+
+        Raises:
+            ConfigError: It holds no valid schedule.
+        """
+        return cls(name=str(plain["name"]), table=CacheSchedule.from_json(plain["table"]))
 
 
 def _rows(plain: dict[str, Any], part: Part) -> _Table:

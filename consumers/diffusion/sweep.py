@@ -24,9 +24,9 @@ from lutwise.consumers.diffusion.run import DitRun, job_cost, versions
 from lutwise.consumers.diffusion.sampling import build_scheduler, timesteps
 from lutwise.consumers.diffusion.sweep_cell import CellResult, Unit, float_distances, run_cell
 from lutwise.consumers.diffusion.sweep_progress import SweepProgress
-from lutwise.consumers.diffusion.sweep_report import draw_sweep
+from lutwise.consumers.diffusion.sweep_report import ShownSamples, draw_sweep
 from lutwise.consumers.diffusion.sweep_result import SWEEP_FILE
-from lutwise.errors import ConfigError, LutwiseError
+from lutwise.errors import ConfigError, DataError, LutwiseError
 from lutwise.files import read_json, write_atomic
 from lutwise.machine import use_threads
 from lutwise.quant.progress import Tell, silent
@@ -34,9 +34,9 @@ from lutwise.sweep import PointTell, silent_points
 from lutwise.workers import busy, interrupts_held, worker_pool
 from lutwise.workspace import Steps, to_json
 
-__all__ = ["sweep_dit", "units_of"]
+__all__ = ["MODEL_FILE", "sweep_dit", "units_of"]
 
-_MODEL_FILE: Final = "model.json"
+MODEL_FILE: Final = "model.json"
 
 Load: TypeAlias = Callable[[], DitJob]
 Results: TypeAlias = list[list[CellResult]]
@@ -83,12 +83,13 @@ def sweep_dit(
     result: dict[str, Any] = json.loads(to_json(_collect(base, grid, units, results, out)))
     write_atomic(out / SWEEP_FILE, to_json(result))
     latents = {
-        (unit.setting, compensated): found.shown
+        unit.setting.name(compensated): found.shown
         for unit, cells in zip(units, results, strict=True)
         if unit.seed == 0
         for compensated, found in zip(unit.compensations, cells, strict=True)
     }
-    draw_sweep(base, result, latents, out)
+    labels = base.labels(min(map(len, latents.values()))).numpy()
+    draw_sweep(result, ShownSamples(latents=latents, labels=labels), base.dit.load_vae(), out)
     return result
 
 
@@ -114,14 +115,19 @@ def _claim(base: DitJob, out: Path) -> None:
     """Mark a directory as this model's.
 
     Raises:
-        ConfigError: It is another model's.
+        ConfigError: It is another model's, or holds something else.
     """
-    path = out / _MODEL_FILE
+    path = out / MODEL_FILE
     mine = {"name": base.dit.name, "sha256": base.dit.sha256}
     if path.exists():
-        name, sha256 = read_json(
-            path, lambda plain: (str(plain["name"]), str(plain["sha256"])), command="dit sweep"
-        )
+        try:
+            name, sha256 = read_json(
+                path, lambda plain: (str(plain["name"]), str(plain["sha256"])), command="dit sweep"
+            )
+        except DataError as error:
+            raise ConfigError(
+                f"{path} was not written by a sweep of diffusion transformers; give another --out"
+            ) from error
         if sha256 != base.dit.sha256:
             raise ConfigError(
                 f"{str(out)!r} holds a sweep of {name!r} with weights {sha256[:12]}..., and "

@@ -150,7 +150,7 @@ def _row(cell: Cell) -> Sequence[str | TableCell]:
         cell.name,
         str(setting.formats),
         TableCell(str(setting.steps), setting.steps),
-        TableCell(str(setting.interval), setting.interval),
+        TableCell(str(setting.interval) if setting.interval else setting.cache, setting.interval),
         "" if setting.exact else cell.compensation,
         setting.calibration,
         _number(cell.frechet),

@@ -11,6 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from lutwise.consumers.diffusion.grid import Setting
 from lutwise.consumers.diffusion.sweep_result import Cell, SweepSummary, cheapest_front
 from lutwise.errors import ConfigError
 from lutwise.export.plot_place import Box, place_labels
@@ -109,6 +110,7 @@ def trade_off_figure(summary: SweepSummary, axis: CostAxis = AXES[0]) -> Figure:
         bottom=(1.0 if len(steps) > 1 else 1.45) / height,
     )  # fmt: skip
     values = [end for c in cells if c.quality for end in (c.quality.low, c.quality.high) if end > 0]
+    values = values or [1.0]  # nothing differs, and a logarithmic axis has no place for that
     for axes, count in zip(panels, steps, strict=True):
         members = [cell for cell in cells if cell.setting.steps == count]
         _panel(axes, members, axis, looks, (min(values) / 1.25, max(values) * 1.25))
@@ -131,15 +133,18 @@ class _Looks:
     """Colours by format, markers by interval; filled marks are compensated."""
 
     colours: Mapping[str, str]
-    markers: Mapping[int, str]
+    markers: Mapping[str, str]
 
     @classmethod
     def of(cls, cells: Sequence[Cell]) -> "_Looks":
         formats = list(dict.fromkeys(str(cell.setting.formats) for cell in cells))
-        intervals = sorted({cell.setting.interval for cell in cells})
+        # Intervals by length, then schedules by name.
+        caches = sorted(
+            {(not s.interval, s.interval, _cache(s)) for s in (c.setting for c in cells)}
+        )
         return cls(
             colours={f: _COLOURS[i % len(_COLOURS)] for i, f in enumerate(formats)},
-            markers={n: _MARKERS[i % len(_MARKERS)] for i, n in enumerate(intervals)},
+            markers={name: _MARKERS[i % len(_MARKERS)] for i, (*_, name) in enumerate(caches)},
         )
 
     def handles(self, *, banded: bool, fronted: bool) -> list[Line2D | Patch]:
@@ -147,8 +152,8 @@ class _Looks:
             Line2D([], [], color=colour, lw=4, label=name) for name, colour in self.colours.items()
         ]
         found += [
-            Line2D([], [], color=MUTED, marker=marker, ms=_MARK, ls="none", label=f"N = {n}")
-            for n, marker in self.markers.items()
+            Line2D([], [], color=MUTED, marker=marker, ms=_MARK, ls="none", label=name)
+            for name, marker in self.markers.items()
         ]
         for label, fill in (("compensated", MUTED), ("not compensated", PAPER)):
             found.append(
@@ -209,7 +214,7 @@ def _draw_cell(axes: Axes, cell: Cell, axis: CostAxis, looks: _Looks) -> None:
     )  # fmt: skip
     plain = cell.compensation == "none" and not cell.setting.exact
     axes.plot(
-        [x], [quality.mean], marker=looks.markers[cell.setting.interval], ms=_MARK, ls="none",
+        [x], [quality.mean], marker=looks.markers[_cache(cell.setting)], ms=_MARK, ls="none",
         mec=colour, mfc=PAPER if plain else colour, mew=1.1, zorder=3,
     )  # fmt: skip
 
@@ -256,10 +261,14 @@ def _draw_labels(
         )  # fmt: skip
 
 
+def _cache(setting: Setting) -> str:
+    return f"N = {setting.interval}" if setting.interval else setting.cache
+
+
 def _label(cell: Cell) -> str:
     """Return what tells a mark from others of its panel."""
     setting = cell.setting
-    parts = [str(setting.formats), f"N={setting.interval}"]
+    parts = [str(setting.formats), _cache(setting).replace(" = ", "=")]
     if setting.order:
         parts.append(f"order {setting.order}")
     if cell.compensation != "none":

@@ -67,7 +67,7 @@ def _work(base: DitJob, units: Sequence[Unit]) -> dict[str, dict[str, float]]:
         shared = {
             "sample float": ((setting.steps, unit.seed), job.samples * floats),
             "sample for calibration": (
-                (setting.steps, setting.interval, setting.order, unit.seed),
+                (setting.steps, setting.cache, setting.order, unit.seed),
                 job.calibration.trajectories * macs[setting],
             ),
             "sample float to fit": ((setting.steps, unit.seed), job.fit_samples * floats),

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Final
 
-from lutwise.consumers.diffusion.grid import Formats, Setting
+from lutwise.consumers.diffusion.grid import Setting
 from lutwise.files import read_json
 
 __all__ = ["SWEEP_FILE", "Cell", "Spread", "SweepSummary", "cheapest_front", "read_sweep"]
@@ -96,13 +96,7 @@ class Cell:
         assert processor is not None
         error = spread("frechet", "standard_error")
         return cls(
-            setting=Setting(
-                steps=plain["steps"],
-                interval=plain["interval"],
-                formats=Formats(plain["weights"], plain["activations"]),
-                order=plain["order"],
-                calibration=plain["calibration"],
-            ),
+            setting=Setting.from_json(plain),
             compensation=plain["compensation"],
             cost=plain["cost"],
             frechet=spread("frechet", "value"),

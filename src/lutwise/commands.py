@@ -44,7 +44,7 @@ from lutwise.quant.network_file import load_network
 from lutwise.quant.preprocessing import Preprocessing
 from lutwise.quant.quantize import collect_samples, prepare, quantize
 from lutwise.quant.recipe import Recipe, load_recipe
-from lutwise.reporting import draw_sweep, read_sweep, run_summary
+from lutwise.reporting import SWEEP_FILE, draw_sweep, read_sweep, run_summary
 from lutwise.rtl_proof import RTL_FOLDER, LayerProof, UnitOptions, prove_layers
 from lutwise.run_directory import preprocessing_near
 from lutwise.shown import points_shown, steps_shown
@@ -502,9 +502,23 @@ def convert(options: Options) -> dict[str, Any]:
 
 def report(directory: Path) -> dict[str, Any]:
     """Do ``quantize report``."""
+    if _of_transformers(directory):
+        # Only now: the core does without diffusers.
+        from lutwise import dit_commands
+
+        return dit_commands.redraw(directory)
     result = read_sweep(directory)
     with locked(directory):
         return {"report": str(draw_sweep(result, directory))}
+
+
+def _of_transformers(directory: Path) -> bool:
+    """Whether a directory holds a sweep of diffusion transformers, which has cells, not points."""
+    try:
+        plain = json.loads((directory / SWEEP_FILE).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(plain, dict) and "cells" in plain
 
 
 def doctor() -> dict[str, Any]:
@@ -514,6 +528,7 @@ def doctor() -> dict[str, Any]:
         "synthesis (pyosys)": "pyosys",
         "timm models": "timm",
         "torchvision models": "torchvision",
+        "diffusion transformers (diffusers)": "diffusers",
     }
     found["can"] = {
         what: importlib.util.find_spec(module) is not None for what, module in able.items()

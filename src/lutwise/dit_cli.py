@@ -152,6 +152,13 @@ def _run(**options: Any) -> None:
     help="Steps from one refresh of the cache to the next; 1 for no cache.",
 )
 @click.option(
+    "--schedule",
+    "schedules",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Beside the intervals: a file that says what is computed when (JSON). Repeatable.",
+)
+@click.option(
     "--formats",
     default="float,int8/int8,int4/int8,int4/int4",
     show_default=True,

@@ -13,18 +13,20 @@ from lutwise.consumers.diffusion.grid import Formats, Grid
 from lutwise.consumers.diffusion.job import CalibrationChoice, DitJob
 from lutwise.consumers.diffusion.model import Dit, load_dit
 from lutwise.consumers.diffusion.recipe import FLOAT, DitRecipe, LayerOverride
-from lutwise.consumers.diffusion.run import job_cost, run_dit
+from lutwise.consumers.diffusion.run import METRICS_FILE, job_cost, run_dit
 from lutwise.consumers.diffusion.sampling import Sampler, SamplingSettings
-from lutwise.consumers.diffusion.schedule import CacheSchedule
+from lutwise.consumers.diffusion.schedule import CacheSchedule, NamedSchedule
 from lutwise.consumers.diffusion.stock import blocks_of
-from lutwise.consumers.diffusion.sweep import sweep_dit, units_of
-from lutwise.consumers.diffusion.sweep_result import Cell, SweepSummary
+from lutwise.consumers.diffusion.sweep import MODEL_FILE, sweep_dit, units_of
+from lutwise.consumers.diffusion.sweep_report import redraw_sweep
+from lutwise.consumers.diffusion.sweep_result import SWEEP_FILE, Cell, SweepSummary, read_sweep
 from lutwise.errors import ConfigError
 from lutwise.files import locked
 from lutwise.quant.ranges import RangeMethod, RangeSearch
+from lutwise.run_directory import MANIFEST
 from lutwise.shown import points_shown, steps_shown
 
-__all__ = ["run", "sweep"]
+__all__ = ["redraw", "run", "sweep"]
 
 Options = Mapping[str, Any]
 
@@ -35,6 +37,7 @@ def run(options: Options) -> dict[str, Any]:
     job = _job(load_dit(options["model"]), options)
     out: Path = options["out"] or Path("runs") / _name(options)
     with locked(out), steps_shown(options["quiet"]) as show:
+        _refuse_others(out, {SWEEP_FILE: "a sweep", MANIFEST: "a run of `quantize run`"})
         metrics = run_dit(job, out, tell=show)
     return {
         "out": str(out),
@@ -55,6 +58,10 @@ def sweep(options: Options) -> dict[str, Any]:
         return {"model": base.dit.name, "out": str(out), "cells": _planned(base, grid)}
     total = grid.seeds * len(list(grid.cells()))
     with locked(out), points_shown(total, options["quiet"]) as show:
+        others = {METRICS_FILE: "a run"}
+        if not (out / MODEL_FILE).exists():
+            others[SWEEP_FILE] = "a sweep of `quantize sweep`"
+        _refuse_others(out, others)
         result = sweep_dit(load, grid, out, jobs=options["jobs"], progress=show)
     summary = SweepSummary.from_json(result)
     floats = summary.floats()
@@ -67,6 +74,28 @@ def sweep(options: Options) -> dict[str, Any]:
     }
 
 
+def redraw(directory: Path) -> dict[str, Any]:
+    """Do ``quantize report`` for a sweep of diffusion transformers."""
+    summary = read_sweep(directory)
+    with locked(directory):
+        return {"report": str(redraw_sweep(summary, directory))}
+
+
+def _refuse_others(out: Path, others: Mapping[str, str]) -> None:
+    """Make sure that a directory holds no results of another command, which would be lost.
+
+    Args:
+        out: The directory.
+        others: Files of other commands and what they are of.
+
+    Raises:
+        ConfigError: There is one.
+    """
+    for name, what in others.items():
+        if (out / name).exists():
+            raise ConfigError(f"{str(out)!r} holds {what} ({name}); give another --out")
+
+
 def _grid(options: Options) -> Grid:
     return Grid(
         steps=_numbers("--steps", options["steps"]),
@@ -75,6 +104,7 @@ def _grid(options: Options) -> Grid:
         orders=_numbers("--orders", options["orders"]),
         calibrations=_words(options["calibs"]),
         compensations=_words(options["compensations"]),
+        schedules=tuple(map(NamedSchedule.load, options["schedules"])),
         seeds=options["seeds"],
     )
 
@@ -147,8 +177,8 @@ def _job(dit: Dit, options: Options) -> DitJob:
     return DitJob(
         dit=dit,
         recipe=DitRecipe(
-            weights=options["weights"],
-            activations=options["acts"],
+            weights=options["weights"].strip(),
+            activations=options["acts"].strip(),
             overrides=tuple(map(_override, options["overrides"])),
             weight_range=search,
             activation_range=search,

@@ -2,6 +2,7 @@
 """The command line from the outside: results, exit codes, messages."""
 
 import csv
+import importlib.util
 import json
 import os
 import pickle
@@ -412,6 +413,8 @@ def test_doctor_names_the_tools() -> None:
     assert "torch" in found["versions"]
     assert "equalize" in found["algorithms"]
     assert "zoo/resnet8" in found["zoo"]
+    have = importlib.util.find_spec("diffusers") is not None
+    assert found["can"]["diffusion transformers (diffusers)"] is have
 
 
 def test_check_says_where_files_differ(tmp_path: Path) -> None:

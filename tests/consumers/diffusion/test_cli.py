@@ -71,6 +71,7 @@ def test_schedule_file_says_what_is_computed(saved: Path, tmp_path: Path) -> Non
         (["--schedule", "nothing.json"], 1, "cannot read the schedule nothing.json"),
         (["--schedule", "nothing.json", "--interval", "2"], 2, "--schedule or --interval"),
         (["--interval", "0"], 2, "0 is not in the range"),
+        (["--seed", str(2**32)], 2, "is not in the range"),
     ],
 )
 def test_bad_options_are_named(
@@ -85,6 +86,18 @@ def test_folder_without_a_dit_is_named(tmp_path: Path) -> None:
     done = quantize("dit", "run", tmp_path, *FEW)
     assert done.returncode == 1
     assert "holds no diffusers model" in done.stderr
+
+
+@pytest.mark.parametrize("file", ["sweep.json", "manifest.json"])
+def test_results_of_other_commands_are_kept(saved: Path, tmp_path: Path, file: str) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in (file, "metrics.json"):
+        (out / name).write_text("{}")
+    done = quantize("dit", "run", saved, "--out", out, *FEW)
+    assert done.returncode == 2
+    assert f"({file}); give another --out" in done.stderr
+    assert (out / "metrics.json").read_text() == "{}"
 
 
 def test_missing_diffusers_is_named() -> None:

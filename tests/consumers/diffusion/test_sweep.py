@@ -15,7 +15,7 @@ import pytest
 from lutwise.consumers.diffusion.grid import Formats, Grid
 from lutwise.consumers.diffusion.model import Dit, save_dit
 from lutwise.consumers.diffusion.run import job_cost
-from lutwise.consumers.diffusion.schedule import CacheSchedule
+from lutwise.consumers.diffusion.schedule import CacheSchedule, NamedSchedule
 from lutwise.consumers.diffusion.sweep_result import Cell, Spread, cheapest_front, read_sweep
 from lutwise.errors import ConfigError, DataError, FormatError
 from tests.app.command import quantize
@@ -206,6 +206,10 @@ def test_progress_says_of_how_many(model: Path, tmp_path: Path) -> None:
         (["--compensations", "magic"], "compensations of a sweep are of none, printed"),
         (["--calibs", "best"], "calibrations of a sweep are of random, uniform, tap"),
         (["--steps", "1001"], "the model has 1000 timesteps"),
+        (["--steps", "4,2"], "takes 20 samples, and 8 trajectories of 2 steps have 16"),
+        (["--steps", "4,2", "--timestep-groups", "3"], "3 groups of timesteps"),
+        (["--formats", "float", "--intervals", "1"], "add formats or intervals"),
+        (["--formats", "uint4"], "weights of a DiT take both signs"),
         (["--classes", "9"], "has classes 0 .. 4, got (9,)"),
     ],
 )
@@ -216,6 +220,121 @@ def test_bad_options_are_named(
     assert (ended.returncode, ended.stdout) == (2, "")
     assert message in ended.stderr
     assert not (tmp_path / "out" / "sweep.json").exists()
+
+
+def test_schedule_files_stand_beside_intervals(model: Path, tmp_path: Path) -> None:
+    table = CacheSchedule(
+        attention=((True,) * 3, (True, False, True), (False,) * 3, (True,) * 3),
+        feed_forward=((True,) * 3,) * 4,
+    )
+    table.save(tmp_path / "late.json")
+    CacheSchedule.every(2, steps=4, blocks=3).save(tmp_path / "two.json")
+    out = tmp_path / "out"
+    ended = sweep(model, out, "--schedule", tmp_path / "late.json", "--schedule",
+                  tmp_path / "two.json", "--steps", "4,5", "--orders", "0,1", "--formats", "int8",
+                  "--compensations", "none", "--seeds", 1, "--json")  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    names = [row["cell"] for row in json.loads(ended.stdout)["cells"]]
+    # Schedules are of four steps, so there are none at five.
+    late = [name for name in names if "late" in name]
+    assert late == ["T4 late int8/int8 random", "T4 late int8/int8 order 1 random"]
+    cells = {cell["name"]: cell for cell in content(out)["cells"]}
+    # The same table by another name is the same cell.
+    for order in ("", "order 1 "):
+        named, fixed = (cells[f"T4 {c} int8/int8 {order}random"] for c in ("two", "N2"))
+        assert named["seeds"] == fixed["seeds"]
+        assert named["cost"] == fixed["cost"]
+    (read,) = (c for c in read_sweep(out).cells if c.name == late[0])
+    assert read.setting.schedule == NamedSchedule(name="late", table=table)
+    page = (out / "report.html").read_text()
+    assert all(name in page for name in names)
+
+
+@pytest.mark.parametrize(
+    ("file", "steps", "blocks", "message"),
+    [
+        ("s.json", 5, 3, "the schedule s is for 5 steps, and the sweep samples with 4"),
+        ("s.json", 4, 2, "for 2 blocks and the model has 3"),
+        ("N2.json", 4, 3, "two caches of a sweep are called N2; rename"),
+    ],
+)
+def test_schedules_that_do_not_fit_are_refused(
+    model: Path, tmp_path: Path, file: str, steps: int, blocks: int, message: str
+) -> None:
+    CacheSchedule.every(2, steps=steps, blocks=blocks).save(tmp_path / file)
+    ended = sweep(model, tmp_path / "out", "--schedule", tmp_path / file)
+    assert ended.returncode == 2
+    assert message in ended.stderr
+
+
+def test_report_draws_a_sweep_again(done: Path, tmp_path: Path) -> None:
+    out = tmp_path / "again"
+    shutil.copytree(done, out)
+    drawn = [path for path in out.iterdir() if path.suffix in {".png", ".svg", ".html"}]
+    assert len(drawn) == 7
+    for path in drawn:
+        if path.name != "samples_T4.png":
+            path.unlink()
+    ended = quantize("report", out)
+    assert ended.returncode == 0, ended.stderr
+    assert str(out / "report.html") in ended.stdout
+    assert content(out) == content(done)
+    for name in ("report.html", "samples_T4.png", "variance_T4.png", "trade_off_bops.png"):
+        assert (out / name).read_bytes() == (done / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("damage", [b"", b"PK", None])
+def test_report_names_damaged_samples(done: Path, tmp_path: Path, damage: bytes | None) -> None:
+    out = tmp_path / "damaged"
+    shutil.copytree(done, out)
+    if damage is None:
+        (out / "samples.npz").unlink()
+    else:
+        (out / "samples.npz").write_bytes(damage)
+    ended = quantize("report", out)
+    assert ended.returncode == 1
+    assert "samples.npz" in ended.stderr
+    assert "`quantize dit sweep` command makes it again" in ended.stderr
+
+
+def test_report_keeps_pictures_that_an_autoencoder_made(done: Path, tmp_path: Path) -> None:
+    """Latents of two channels are no pixels, and the model is not there to decode them."""
+    out = tmp_path / "kept"
+    shutil.copytree(done, out)
+    picture = (out / "samples_T4.png").read_bytes() + b"decoded"
+    (out / "samples_T4.png").write_bytes(picture)
+    assert quantize("report", out).returncode == 0
+    assert (out / "samples_T4.png").read_bytes() == picture
+    (out / "samples_T4.png").unlink()
+    ended = quantize("report", out)
+    assert ended.returncode == 1
+    assert "samples_T4.png" in ended.stderr
+
+
+def test_sweep_in_which_nothing_differs_is_drawn(model: Path, tmp_path: Path) -> None:
+    ended = sweep(model, tmp_path, "--steps", 1, "--formats", "float", "--compensations", "none",
+                  "--calib-samples", 4)  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    assert (tmp_path / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("metrics.json", "holds a run (metrics.json)"),
+        ("sweep.json", "holds a sweep of `quantize sweep` (sweep.json)"),
+        ("model.json", "was not written by a sweep of diffusion transformers"),
+    ],
+)
+def test_results_of_other_commands_are_kept(
+    model: Path, tmp_path: Path, file: str, message: str
+) -> None:
+    (tmp_path / file).write_text("{}")
+    ended = sweep(model, tmp_path)
+    assert ended.returncode == 2
+    assert message in ended.stderr
+    assert "give another --out" in ended.stderr
+    assert (tmp_path / file).read_text() == "{}"
 
 
 def test_one_writer_at_a_time(model: Path, tmp_path: Path) -> None:
@@ -242,7 +361,14 @@ def test_model_that_ships_is_measured_by_its_classifier(tmp_path: Path) -> None:
     assert itself["seeds"] == [0, 1]
     assert near < 0.1 * itself["value"]
     assert read_sweep(tmp_path).measured
-    assert "Frechet distance" in (tmp_path / "report.html").read_text()
+    page, picture = tmp_path / "report.html", tmp_path / "samples_T4.png"
+    assert "Frechet distance" in page.read_text()
+    # Its latents are pixels, so the picture of samples is drawn again without the model.
+    before = page.read_bytes(), picture.read_bytes()
+    page.unlink()
+    picture.unlink()
+    assert quantize("report", tmp_path).returncode == 0
+    assert (page.read_bytes(), picture.read_bytes()) == before
 
 
 def test_damaged_result_is_named(tmp_path: Path) -> None:
@@ -289,6 +415,7 @@ def test_cost_of_a_cell_is_that_of_its_formats(model: Path) -> None:
     options = {
         "model": str(model), "steps": "4", "intervals": "1", "formats": "int4/int8", "seeds": 1,
         "orders": "0", "calibs": "random", "compensations": "none", "samples": 20, "jobs": 1,
+        "schedules": (),
         "fit_samples": 12, "calib_samples": 20, "calib_trajectories": 8, "search": "max",
         "timestep_groups": 1, "algorithm": None, "sampler": "ddpm", "guidance": 1.0,
         "classes": None, "batch": 20, "threads": 1,
