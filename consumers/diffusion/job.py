@@ -89,8 +89,8 @@ class DitJob:
 
     Raises:
         ConfigError: A number is out of range, no such compensation, a class that the model has
-            not, an override of no layer, a schedule for another model, more steps than the model
-            has timesteps, or fewer steps than calibration needs.
+            not, an override of no layer, a schedule for another model, or more steps than the
+            model has timesteps.
         ModelError: The scheduler's configuration makes no scheduler that takes these steps.
     """
 
@@ -122,11 +122,14 @@ class DitJob:
         self.recipe.check_globs(linear_layers(self.dit.transformer))
         blocks = len(blocks_of(self.dit.transformer))
         self.schedule.check(steps=self.sampling.steps, blocks=blocks)
-        self._check_calibration()
         _check_scheduler(self.dit, self.sampling)
 
-    def _check_calibration(self) -> None:
-        """Say before the first sample is made that calibration could not do with them."""
+    def check_calibration(self) -> None:
+        """Make sure, before anything is sampled, that it will be enough to calibrate on.
+
+        Raises:
+            ConfigError: Sampling has too few steps for the samples or groups that are wanted.
+        """
         choice, steps = self.calibration, self.sampling.steps
         groups = self.recipe.timestep_groups
         if groups > steps:

@@ -107,12 +107,18 @@ class Dit:
         """
         if self.vae_folder is None:
             return None
+        # Else diffusers looks for the one kind of file and complains before it takes the other.
+        safe = any((self.vae_folder / name).exists() for name in (_WEIGHTS[0], _INDEX))
         try:
-            vae = AutoencoderKL.from_pretrained(self.vae_folder, local_files_only=True)
+            vae = AutoencoderKL.from_pretrained(
+                self.vae_folder, local_files_only=True, use_safetensors=safe
+            )
         except Exception as error:
             # diffusers promises no error type: OS-, Value-, Type-, Key- and SafetensorErrors
+            reason = (str(error).splitlines() or [""])[0]
             raise ModelError(
-                f"cannot read the autoencoder in {self.vae_folder}: {error}"
+                f"cannot read the autoencoder in {self.vae_folder}: {reason}; fetch or save it "
+                "again"
             ) from error
         found: nn.Module = vae.float().eval().requires_grad_(requires_grad=False)
         return found

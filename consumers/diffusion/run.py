@@ -261,6 +261,8 @@ def run_dit(job: DitJob, out: Path, *, tell: Tell = silent) -> dict[str, Any]:
     Raises:
         LutwiseError: A step failed; the message says which.
     """
+    job.check_calibration()
+    vae = job.dit.load_vae()  # before the long work, as it may be damaged
     run = DitRun(job, Steps(out / ".steps", out / "events.jsonl"), tell=tell)
     short = f"W {job.recipe.weights}, A {job.recipe.activations}"
     if not job.schedule.computes_all:
@@ -275,7 +277,6 @@ def run_dit(job: DitJob, out: Path, *, tell: Tell = silent) -> dict[str, Any]:
     content = to_json(_metrics(run, made))
     write_atomic(out / METRICS_FILE, content)
     tell("draw")
-    vae = job.dit.load_vae()
     shown = min(_SHOWN, job.samples)
     draw_grid(
         {name: as_images(found.latents[:shown], vae) for name, (found, _) in made.items()},

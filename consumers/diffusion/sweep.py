@@ -74,6 +74,7 @@ def sweep_dit(
     base = load()
     _claim(base, out)
     units = units_of(base, grid)
+    vae = base.dit.load_vae()  # before the long work, as it may be damaged
     shown = SweepProgress(base, units, progress)
     if jobs == 1:
         judge = judge_of(base.dit)
@@ -89,7 +90,7 @@ def sweep_dit(
         for compensated, found in zip(unit.compensations, cells, strict=True)
     }
     labels = base.labels(min(map(len, latents.values()))).numpy()
-    draw_sweep(result, ShownSamples(latents=latents, labels=labels), base.dit.load_vae(), out)
+    draw_sweep(result, ShownSamples(latents=latents, labels=labels), vae, out)
     return result
 
 
@@ -103,7 +104,9 @@ def units_of(base: DitJob, grid: Grid) -> list[Unit]:
     for setting in grid.settings():
         compensations = grid.compensations_of(setting)
         for compensated in compensations:
-            setting.job(base, compensated, 0)
+            job = setting.job(base, compensated, 0)
+            if not setting.exact:
+                job.check_calibration()
         found += [
             Unit(setting=setting, compensations=compensations, seed=seed)
             for seed in range(grid.seeds)

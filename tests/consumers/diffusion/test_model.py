@@ -267,6 +267,41 @@ def test_file_is_no_model(tmp_path: Path) -> None:
         load_dit(path)
 
 
+class Harmful:
+    """Makes a file where it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[[Path], None], tuple[Path]]:
+        return Path.touch, (self.path,)
+
+
+def test_pickled_autoencoder_is_read_and_its_code_is_not_run(
+    saved: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    vae = AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, latent_channels=2)
+    vae.save_pretrained(saved / "vae", safe_serialization=False)
+    found = load_dit(saved).load_vae()
+    assert found is not None
+    assert_same(found, vae)
+    assert capfd.readouterr().err == ""
+    ran = saved / "ran"
+    torch.save({"harm": Harmful(ran)}, saved / "vae" / "diffusion_pytorch_model.bin")
+    with pytest.raises(ModelError, match=r"cannot read the autoencoder [^\n]*$"):
+        load_dit(saved).load_vae()
+    assert not ran.exists()
+
+
+def test_pickled_code_is_not_run(saved: Path) -> None:
+    ran = saved / "ran"
+    (saved / "transformer" / WEIGHTS).unlink()
+    torch.save({"harm": Harmful(ran)}, saved / "transformer" / "diffusion_pytorch_model.bin")
+    with pytest.raises(ModelError, match="holds code or objects, not just tensors"):
+        load_dit(saved)
+    assert not ran.exists()
+
+
 def test_damaged_autoencoder_is_named(saved: Path) -> None:
     (saved / "vae").mkdir()
     (saved / "vae" / "config.json").write_text('{"_class_name": "AutoencoderKL"}')

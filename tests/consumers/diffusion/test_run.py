@@ -142,6 +142,18 @@ def test_classes_take_turns(make_job: Callable[..., DitJob]) -> None:
             {"schedule": CacheSchedule.every(2, steps=5, blocks=3, parts=[Part.ATTENTION])},
             "for 5 steps and sampling takes 4",
         ),
+    ],
+)
+def test_bad_jobs_are_refused(
+    make_job: Callable[..., DitJob], changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_job(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
         (
             {"calibration": CalibrationChoice(samples=33, trajectories=8)},
             "takes 33 samples, and 8 trajectories of 4 steps have 32",
@@ -160,11 +172,12 @@ def test_classes_take_turns(make_job: Callable[..., DitJob]) -> None:
         ),
     ],
 )
-def test_bad_jobs_are_refused(
-    make_job: Callable[..., DitJob], changes: dict[str, Any], message: str
+def test_too_little_to_calibrate_on_is_refused_before_anything_is_sampled(
+    make_job: Callable[..., DitJob], tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        make_job(**changes)
+        run_dit(make_job(**changes), tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
