@@ -218,7 +218,9 @@ def _override(text: str) -> LayerOverride:
 def _name(options: Options) -> str:
     model = Path(options["model"]).name or "dit"
     formats = f"{options['weights']}-{options['acts']}"
-    return f"{model}-{formats}-T{options['steps']}-N{options['interval']}"
+    schedule: Path | None = options["schedule"]
+    cache = f"N{options['interval']}" if schedule is None else schedule.stem
+    return f"{model}-{formats}-T{options['steps']}-{cache}"
 
 
 def _row(entry: Mapping[str, Any], float_entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -45,13 +45,19 @@ def test_model_that_ships_is_measured_by_its_classifier(tmp_path: Path) -> None:
     assert metrics["models"][1]["paired_mse"]["value"] < 1e-2
 
 
-def test_schedule_file_says_what_is_computed(saved: Path, tmp_path: Path) -> None:
+def test_schedule_file_says_what_is_computed(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     schedule = CacheSchedule.every(4, steps=4, blocks=3)
     schedule.save(tmp_path / "schedule.json")
-    done = quantize("dit", "run", saved, "--schedule", tmp_path / "schedule.json", "--out",
-                    tmp_path / "run", "--compensation", "none", "--json", *FEW)  # fmt: skip
+    done = quantize("dit", "run", saved, "--schedule", tmp_path / "schedule.json",
+                    "--compensation", "none", "--json", *FEW)  # fmt: skip
     assert done.returncode == 0, done.stderr
-    metrics = json.loads((tmp_path / "run" / "metrics.json").read_bytes())
+    # Runs with other schedules go to other places.
+    out = Path("runs") / "saved-int8-int8-T4-schedule"
+    assert json.loads(done.stdout)["out"] == str(out)
+    metrics = json.loads((out / "metrics.json").read_bytes())
     assert metrics["cache"]["refreshes"] == [0]
 
 
