@@ -234,7 +234,7 @@ class Grid:
         for steps in self.steps:
             found[_setting(steps, 1, Formats(FLOAT, FLOAT), 0, "")] = None
             fitting = [s for s in self.schedules if s.table.steps == steps]
-            caches = [*self.intervals, *fitting]
+            caches: list[int | NamedSchedule] = [*self.intervals, *fitting]
             for values in product(caches, self.formats, self.orders, self.calibrations):
                 found[_setting(steps, *values)] = None
         return tuple(found)
