@@ -260,9 +260,9 @@ class Compensation:
         try:
             with safe_open(path, framework="pt") as held:
                 described = json.loads((held.metadata() or {})[_KEY])
+                if described["version"] != _VERSION:
+                    raise ValueError(f"it has version {described['version']}, wanted {_VERSION}")
                 tensors = {name: held.get_tensor(name) for name in _TENSORS}
-            if described["version"] != _VERSION:
-                raise ValueError(f"it has version {described['version']}, wanted {_VERSION}")
             found = cls(method=described["method"], groups=tuple(described["groups"]), **tensors)
             found.check(steps=described["steps"], channels=described["channels"])
         except (

@@ -34,7 +34,7 @@ _MODEL_OPTIONS = stack(
                  help="Outputs computed side by side in the priced hardware."),
     click.option("--simd", type=click.IntRange(1), default=8, show_default=True,
                  help="Products per output and cycle in the priced hardware."),
-    click.option("--threads", type=click.IntRange(1),
+    click.option("--threads", type=click.IntRange(1, 1024),
                  help="Threads of each process; default: all cores, shared by --jobs."),
     JSON_OPTION,
     QUIET_OPTION,

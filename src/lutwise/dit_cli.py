@@ -62,7 +62,7 @@ _FIT_OPTIONS = stack(
 )
 
 _COMMON_OPTIONS = stack(
-    click.option("--threads", type=click.IntRange(1), help="Default: all cores."),
+    click.option("--threads", type=click.IntRange(1, 1024), help="Default: all cores."),
     JSON_OPTION,
     QUIET_OPTION,
 )
