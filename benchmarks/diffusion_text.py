@@ -14,6 +14,7 @@ __all__ = [
     "compensation_section",
     "goal",
     "schedule_section",
+    "short_table",
     "speed_section",
     "table_section",
 ]
@@ -96,6 +97,26 @@ def goal(record: Record, compensations: Record | None) -> str:
         "## Int8 with a cache, 20 steps\n\nFrechet distance to the real digits, mean and range of "
         f"{summary.seeds} seeds, {summary.samples} samples each. Float without a cache: "
         f"{spread(exact.frechet)}.\n\n" + table(heads, rows)
+    )
+
+
+def short_table(record: Record) -> str:
+    """Return the Frechet distances of all formats, steps and intervals in one small table."""
+    summary = SweepSummary.from_json(record)
+    columns = [
+        (steps, n)
+        for steps in summary.floats()
+        for n in sorted({c.setting.interval for c in summary.cells if c.setting.steps == steps})
+    ]
+    rows = []
+    for formats in dict.fromkeys(str(cell.setting.formats) for cell in summary.cells):
+        cells = [pick(summary, steps, n, formats, "std") for steps, n in columns]
+        means = [cell.frechet.mean if cell and cell.frechet else None for cell in cells]
+        rows.append((f"`{formats}`", *("" if mean is None else number(mean) for mean in means)))
+    return (
+        "Frechet distance with `std` compensation and reuse, by steps T and interval N, mean of "
+        f"{summary.seeds} seeds with {summary.samples} samples each:\n\n"
+        + table(("weights / inputs", *(f"T {steps}, N {n}" for steps, n in columns)), rows)
     )
 
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Write ``docs/consumers/diffusion-results.md`` and its pictures from ``docs/results/dit_*.json``.
 
+The short tables in ``diffusion.md`` are written, too.
+
     python benchmarks/write_diffusion.py
     python benchmarks/write_diffusion.py --collect SWEEPS --claims CLAIMS.json
 
@@ -29,6 +31,7 @@ from benchmarks.diffusion_text import (
     compensation_section,
     goal,
     schedule_section,
+    short_table,
     speed_section,
     table_section,
 )
@@ -138,6 +141,16 @@ def joined(first: dict[str, Any] | None, second: dict[str, Any] | None) -> dict[
     }
 
 
+def between_marks(page: str, text: str) -> str:
+    """Return a page with a text in place of what stands between its two marks."""
+    begin, end = (f"<!-- results: {mark} -->\n" for mark in ("begin", "end"))
+    before, _, rest = page.partition(begin)
+    _, found, after = rest.partition(end)
+    if not found:
+        raise ValueError(f"the page lacks {begin.strip()} or {end.strip()}")
+    return f"{before}{begin}{text.strip()}\n{end}{after}"
+
+
 def pictures(table: Mapping[str, Any], samples: Mapping[str, Any] | None) -> str:
     """Draw the pictures; return the part of the page that shows them."""
     summary = SweepSummary.from_json(table)
@@ -184,6 +197,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             parts.append(speed_section(claims, speed))
     page = "\n".join(part.strip() + "\n" for part in parts)
     write_atomic(DOCS / "consumers" / "diffusion-results.md", page.encode())
+    if table is not None:
+        path = DOCS / "consumers" / "diffusion.md"
+        text = short_table(table) + "\n" + goal(table, compensation).partition("\n\n")[2]
+        write_atomic(path, between_marks(path.read_text(encoding="utf-8"), text).encode())
 
 
 if __name__ == "__main__":

@@ -197,7 +197,15 @@ def test_record_has_every_claim_and_the_page_tells_it(
         shutil.copy(path, sweeps / f"{name}.json")
     (tmp_path / "data").mkdir()
     shutil.copy(make_speed(), tmp_path / "data" / "dit_speed.json")
+    marks = "<!-- results: begin -->\nold\n<!-- results: end -->\n"
+    short = tmp_path / "docs" / "consumers" / "diffusion.md"
+    short.parent.mkdir(parents=True)
+    short.write_text(f"# Title\n\n{marks}\nrest\n")
     write_diffusion.main(["--collect", str(sweeps), "--claims", str(out)])
+    assert "| weights / inputs | T 3, N 1 | T 3, N 2 | T 4, N 1" in short.read_text()
+    assert "old" not in short.read_text()
+    assert short.read_text().startswith("# Title\n\n<!-- results: begin -->\n")
+    assert short.read_text().endswith("<!-- results: end -->\n\nrest\n")
     page = (tmp_path / "docs" / "consumers" / "diffusion-results.md").read_text()
     for title in ("### 4 steps", "## Compensations", "### 12.7 times faster"):
         assert title in page
