@@ -7,7 +7,7 @@ units is not priced: windows of convolutions, pooling, sums of branches, stream 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, isfinite
 from typing import Any, Final
 
 from lutwise.cost_models.constant_cost import (
@@ -301,10 +301,10 @@ def estimate(
 
     Raises:
         ConfigError: The library has no requantizer to a layer's output format, the foldings are
-            not as many as the layers, or the clock is not positive.
+            not as many as the layers, or the clock is not positive and finite.
     """
-    if not clock_mhz > 0:
-        raise ConfigError(f"a clock in MHz is wanted, got {clock_mhz}")
+    if not (clock_mhz > 0 and isfinite(clock_mhz)):
+        raise ConfigError(f"the clock is a positive number of MHz, got {clock_mhz}")
     chosen = folding or Folding()
     each = [chosen] * len(layers) if isinstance(chosen, Folding) else chosen
     if len(each) != len(layers):

@@ -97,9 +97,9 @@ class Architecture:
         except ValueError:
             pass
         raise ConfigError(
-            f"no architecture {text!r}; wanted plain, table, chain-w, chain-a or "
-            "array-booth|digits-STEP, with magnitude- in front for weights stored as sign "
-            "and magnitude"
+            f"no architecture {text!r}; wanted plain, table, chain-w, chain-a, "
+            "array-digits-STEP or array-booth-STEP, such as array-digits-4; magnitude- in front "
+            "of all but plain stores the weights as sign and magnitude"
         )
 
 

@@ -85,7 +85,7 @@ class FileSource:
         if preprocessing is None:
             raise DataError(
                 f"{self.name}: pictures need a preprocessing (mean, std, size) and the model has "
-                "none of its own; give one, for example imagenet"
+                "none of its own; give one, for example --preprocessing imagenet"
             )
         prepare: Preprocessing = preprocessing
         files = [self.files[i] for i in index]
@@ -152,7 +152,8 @@ class ArraySource:
         if preprocessing is None:
             raise DataError(
                 f"{self.name}: uint8 images need a preprocessing (mean, std) and the model has "
-                "none of its own; give one, or save float32 images as the model sees them"
+                "none of its own; give one with --preprocessing, or save float32 images as the "
+                "model sees them"
             )
         wanted = preprocessing.channels.count
         images = _channels_first(self.images[index], channels or wanted, self.name)  # type: ignore[arg-type]

@@ -28,8 +28,13 @@ _MODEL_OPTIONS = stack(
     click.option("--trust-code", is_flag=True, help="Allow --arch to run Python code of yours."),
     click.option("--calib", help="Calibration images: a folder, an .npz file, or zoo/NAME."),
     click.option("--eval", "evaluation", help="Labelled images to measure accuracy on."),
-    click.option("--eval-images", type=click.IntRange(1), help="Of these, at most."),
-    click.option("--calib-images", type=click.IntRange(1), help="Of these, at most."),
+    click.option("--preprocessing", metavar="TEXT",
+                 help="How images become numbers, where the model does not know: imagenet, or "
+                      "'mean=0.5;std=0.25;size=28' and more; see the documentation."),
+    click.option("--eval-images", type=click.IntRange(1),
+                 help="Images to measure on, at most; all if left out."),
+    click.option("--calib-images", type=click.IntRange(1),
+                 help="Images to calibrate with, at most; 256 if left out."),
     click.option("--pe", type=click.IntRange(1), default=4, show_default=True,
                  help="Outputs computed side by side in the priced hardware."),
     click.option("--simd", type=click.IntRange(1), default=8, show_default=True,
@@ -45,7 +50,7 @@ _RECIPE_OPTIONS = stack(
     click.option("--mode", help="dataflow (default) or layerwise."),
     click.option("--preset", help="fast, balanced (default) or best; see the documentation."),
     click.option("--algorithms", help="Names, separated by commas; '' for none."),
-    click.option("--seed", type=int, help="Of every random choice."),
+    click.option("--seed", type=int, help="Seed of every random choice."),
     click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
                  help="Any recipe key, e.g. --set weights.range=max. Repeatable."),
 )  # fmt: skip
@@ -54,7 +59,12 @@ _RECIPE_OPTIONS = stack(
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="quantize")
 def cli() -> None:
-    """Quantize trained networks to integers and minifloats, and know what they cost in LUTs."""
+    """Quantize trained networks to integers and minifloats, and know what they cost in LUTs.
+
+    Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, or what was
+    compared differs, 2 wrong usage (an option, recipe or format that is not valid), 130
+    interrupted.
+    """
 
 
 @cli.command("run")
@@ -76,7 +86,11 @@ def cli() -> None:
     multiple=True,
     help="Write a file for this tool as well; see `quantize export`.",
 )
-@click.option("--out", type=click.Path(path_type=Path), help="Run directory.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Run directory; runs/MODEL-WEIGHTS-ACTS if left out.",
+)
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and stop.")
 def _run(**options: Any) -> None:
     """Quantize MODEL, measure it, export it, price it.
@@ -124,8 +138,8 @@ def _sweep(**options: Any) -> None:
     "--style",
     default="auto",
     show_default=True,
-    help="How products are built: plain, table, chain-a, array-digits-2, ...; auto builds those "
-    "with the fewest counted sites and takes the smallest.",
+    help="How products are built: plain, table, chain-a, array-digits-2, ...; auto synthesizes "
+    "up to three of which the fewest LUTs are counted, and takes the smallest.",
 )
 @JSON_OPTION
 def _synth(**options: Any) -> None:
@@ -181,35 +195,39 @@ def _atlas(**options: Any) -> None:
 @click.option(
     "--folding",
     metavar="auto|FILE",
-    help="Instead of --pe and --simd: auto finds the fastest within --budget; a JSON file gives "
-    "PE and SIMD of each layer, as --folding-out writes it.",
+    help="Instead of --pe and --simd, which then do nothing: auto finds the fastest within "
+    "--budget; a JSON file gives PE and SIMD of each layer, as --folding-out writes it.",
 )
-@click.option("--budget", metavar="lut=N", help="LUTs of all layers together, at most.")
+@click.option(
+    "--budget", metavar="lut=N", help="LUTs of all layers together, at most; with --folding auto."
+)
 @click.option(
     "--folding-out",
     type=click.Path(path_type=Path),
-    help="Write PE and SIMD of each layer to this file.",
+    help="Write PE and SIMD of each layer to this JSON file.",
 )
 @click.option(
     "--weights-in",
     type=click.Choice(["auto", "lut", "block"]),
     default="auto",
     show_default=True,
-    help="Memory of weights: LUTs, block RAM, or for each layer what is scarcer used.",
+    help="Where weights lie; auto: in block RAM in layers where that saves more than 150 LUTs for "
+    "each RAMB18, else in LUTs.",
 )
 @click.option(
     "--clock",
     type=click.FloatRange(0, min_open=True),
     default=200.0,
     show_default=True,
-    help="Target clock in MHz; taken as given.",
+    help="Clock in MHz for inputs per second; taken as given, not estimated.",
 )
 @JSON_OPTION
 def _estimate(**options: Any) -> None:
-    """Price the layers of a finished RUN, or of a QONNX file, with a folding.
+    """Price the layers of RUN with a folding.
 
-    Every layer is priced as a unit of its own: LUTs with an interval, block RAM, cycles. All
-    units work at the same time, so the slowest sets the speed; it is named.
+    RUN is the directory of a finished run, or a QONNX file. Every layer is priced as a unit of
+    its own: LUTs with an interval, block RAM, cycles. All units work at the same time, so the
+    slowest sets the speed; it is named.
     """
     from lutwise import commands
 
@@ -219,8 +237,10 @@ def _estimate(**options: Any) -> None:
 @cli.command("check")
 @click.argument("first")
 @click.argument("second", required=False)
-@click.option("--data", help="Images, as for run; random numbers if left out.")
-@click.option("--images", type=click.IntRange(1), default=64, show_default=True, help="At most.")
+@click.option("--data", help="Images, as for --eval of run; random numbers if left out.")
+@click.option(
+    "--images", type=click.IntRange(1), default=64, show_default=True, help="Images, at most."
+)
 @click.option(
     "--tolerance",
     type=click.FloatRange(0),
@@ -260,8 +280,12 @@ def _check(**options: Any) -> None:
     type=click.Path(path_type=Path),
     help="The file; RUN/model.TOOL.onnx if left out.",
 )
-@click.option("--data", help="Images to prove it on, as for run; random numbers if left out.")
-@click.option("--images", type=click.IntRange(1), default=16, show_default=True, help="At most.")
+@click.option(
+    "--data", help="Images to prove it on, as for --eval of run; random numbers if left out."
+)
+@click.option(
+    "--images", type=click.IntRange(1), default=16, show_default=True, help="Images, at most."
+)
 @JSON_OPTION
 def _export(**options: Any) -> None:
     """Write the network of a finished RUN for FINN or hls4ml, and prove the file.
@@ -284,8 +308,10 @@ def _export(**options: Any) -> None:
     metavar="GLOB",
     help="Layers to prove; all if left out. Repeatable.",
 )
-@click.option("--data", help="Images, as for run; random numbers if left out.")
-@click.option("--images", type=click.IntRange(1), default=1, show_default=True, help="At most.")
+@click.option("--data", help="Images, as for --eval of run; random numbers if left out.")
+@click.option(
+    "--images", type=click.IntRange(1), default=1, show_default=True, help="Images, at most."
+)
 @click.option("--vectors", type=click.IntRange(1), help="Input vectors per layer, at most.")
 @click.option(
     "--pe",
@@ -315,7 +341,9 @@ def _verify(**options: Any) -> None:
 
     Every layer becomes a matrix-vector unit with the run's own weights; the activations of real
     images go through it in Verilator, and each result is compared with the exact executor's.
-    Units and transcripts with hashes are written to RUN/rtl. Exit code 1 says that one differs.
+    Units hold their weights in LUTs. PE and SIMD are clipped to each layer; for a folding with
+    other numbers in each layer, prove layer by layer with --layer. Units and transcripts with
+    hashes are written to RUN/rtl. Exit code 1 says that a result differs.
     """
     from lutwise import commands
 

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -87,6 +87,8 @@ def _load(options: Options, calib_images: int, seed: int) -> Job:
     threads = _threads(options)
     use_threads(threads)
     model = load_model(options["model"], arch=options["arch"], trust_code=options["trust_code"])
+    if options["preprocessing"] is not None:
+        model = replace(model, preprocessing=Preprocessing.parse(options["preprocessing"]))
     return load_job(
         model,
         calib=options["calib"],
@@ -297,7 +299,7 @@ def atlas(options: Options) -> dict[str, Any]:
 def estimate_run(options: Options) -> dict[str, Any]:
     """Do ``quantize estimate``."""
     path: Path = options["run"]
-    if path.suffix in (".onnx", ".qonnx") and not path.is_dir():
+    if path.is_file() or (path.suffix in (".onnx", ".qonnx") and not path.is_dir()):
         layers = read_layers(load_qonnx(path))
     else:
         layers = read_json(path / "cost.json", shapes_from_json, command="run")

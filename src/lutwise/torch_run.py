@@ -2,6 +2,7 @@
 """The fake quantization of a finished run, as something that can be compared with its files."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def torch_runnable(folder: Path) -> Runnable:
             f"{options['model']} holds other weights than when {folder} was made; run it again"
         )
     job = load_job(
-        model,
+        replace(model, preprocessing=origin.preprocessing),
         calib=options["calib"],
         evaluation=None,
         calib_images=recipe.calibration.images,

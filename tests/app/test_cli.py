@@ -19,6 +19,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from lutwise.files import locked
 from lutwise.quant import zoo
@@ -335,6 +336,57 @@ def test_bad_input_gets_one_message(tmp_path: Path, case: str, code: int, messag
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "BOOM").exists()
     assert not Path("BOOM").exists()
+
+
+NET = """
+from torch import nn
+
+
+def build():
+    return nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3))
+"""
+
+
+def test_a_model_without_preprocessing_is_told_one(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(NET)
+    layers = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3))
+    torch.save(layers.state_dict(), tmp_path / "net.pt")
+    images = np.random.default_rng(0).integers(0, 256, (12, 4, 4), dtype=np.uint8)
+    np.savez(tmp_path / "images.npz", images=images)
+    out = tmp_path / "out"
+    command = ("run", tmp_path / "net.pt", "--arch", f"{tmp_path / 'net.py'}:build",
+               "--trust-code", "--calib", tmp_path / "images.npz", "--weights", "int4",
+               "--preset", "fast", "--out", out, "--quiet", "--threads", 1)  # fmt: skip
+    without = quantize(*command)
+    assert without.returncode == 1
+    assert "give one with --preprocessing" in without.stderr
+    wrong = quantize(*command, "--preprocessing", "mean=0.5")
+    assert wrong.returncode == 2
+    assert "std is missing" in wrong.stderr
+    assert not out.exists()
+    done = quantize(*command, "--preprocessing", "mean=0.5;std=0.25")
+    assert done.returncode == 0, done.stderr
+    noted = json.loads((out / "manifest.json").read_text())["inputs"]["model"]["preprocessing"]
+    assert (noted["mean"], noted["std"], noted["channels"]) == ([0.5], [0.25], "grey")
+    # The run notes it, so what reads the run can prepare images too.
+    file = quantize("export", out, "--for", "finn", "--data", tmp_path / "images.npz", "--json")
+    assert file.returncode == 0, file.stderr
+    assert json.loads(file.stdout)["check"]["images"] == 12
+
+
+@pytest.mark.parametrize("clock", ["nan", "inf"])
+def test_a_clock_that_is_no_number_is_refused(priced: Path, clock: str) -> None:
+    done = quantize("estimate", priced, "--clock", clock, "--json")
+    assert done.returncode == 2
+    assert done.stderr == f"error: the clock is a positive number of MHz, got {clock}\n"
+    assert done.stdout == ""
+
+
+def test_estimate_of_another_file_says_what_it_wants(tmp_path: Path) -> None:
+    (tmp_path / "report.html").write_text("<html>")
+    done = quantize("estimate", tmp_path / "report.html")
+    assert done.returncode == 1
+    assert "report.html is no valid QONNX file" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def test_processes_share_the_cores(
     seen: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", seen.append)
     monkeypatch.setattr(commands, "load_job", lambda model, **settings: settings)
-    names = ("arch", "trust_code", "calib", "evaluation", "eval_images", "pe", "simd")
+    names = ("arch", "trust_code", "preprocessing", "calib", "evaluation", "eval_images")
     options: dict[str, Any] = {**dict.fromkeys(names), "model": "zoo/resnet8", "pe": 1, "simd": 1}
     options |= {"check_images": 0, "threads": given, "jobs": jobs}
     job: Any = commands._load(options, 8, 0)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
+import math
 import time
 from dataclasses import replace
 
@@ -96,8 +97,9 @@ def test_throughput_and_bottleneck(layer: LayerShape) -> None:
     assert cost.inputs_per_second == pytest.approx(250e6 / 3600)
     assert estimate([]).bottleneck is None
     assert estimate([]).inputs_per_second == 0
-    with pytest.raises(ConfigError, match="a clock in MHz is wanted, got 0"):
-        estimate([layer], clock_mhz=0.0)
+    for clock in (0.0, -1.0, math.inf, math.nan):
+        with pytest.raises(ConfigError, match=f"a positive number of MHz, got {clock}"):
+            estimate([layer], clock_mhz=clock)
 
 
 def test_a_budget_is_met_and_nothing_is_faster_than_needed(layer: LayerShape) -> None:
