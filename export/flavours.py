@@ -48,14 +48,14 @@ class FlavourCheck:
         images: How many.
         numbers: Output numbers and codes between layers compared.
         differing: Of these.
-        largest_output: Largest difference of an output number.
+        largest_output_difference: Largest difference of an output number.
     """
 
     executor: str
     images: int
     numbers: int
     differing: int
-    largest_output: float
+    largest_output_difference: float
 
 
 def to_flavour(network: Network, flavour: Flavour) -> onnx.ModelProto:
@@ -113,7 +113,7 @@ def prove(
         images=len(images),
         numbers=numbers,
         differing=differing,
-        largest_output=output,
+        largest_output_difference=output,
     )
 
 

@@ -99,7 +99,7 @@ class Architecture:
         raise ConfigError(
             f"no architecture {text!r}; wanted plain, table, chain-w, chain-a, "
             "array-digits-STEP or array-booth-STEP, such as array-digits-4; magnitude- in front "
-            "of all but plain stores the weights as sign and magnitude"
+            "of table or array stores the weights as sign and magnitude"
         )
 
 
