@@ -2,12 +2,13 @@
 """Compare two executors, tensor by tensor, and say where they differ."""
 
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from lutwise.errors import DataError, MismatchError
+from lutwise.errors import ConfigError, DataError, MismatchError
 from lutwise.export.runnable import Maker, Runnable
 
 __all__ = ["Comparison", "Difference", "check"]
@@ -93,9 +94,13 @@ def check(
         tolerance: Absolute difference that counts as none.
 
     Raises:
+        ConfigError: The tolerance is negative or not finite.
         DataError: The images do not fit an input, or the outputs have different shapes.
         ToolError: A runtime fails.
     """
+    if not (tolerance >= 0 and isfinite(tolerance)):
+        # Nothing is above NaN: all differences would pass.
+        raise ConfigError(f"a tolerance is a finite number from 0 on, got {tolerance}")
     for one in (first, second):
         wanted = one.image_shape
         if not len(images) or images.shape[1:] != wanted:

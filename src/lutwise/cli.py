@@ -432,6 +432,9 @@ def _errors() -> Iterator[None]:
     except OSError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(1)
+    except MemoryError as error:
+        click.echo(f"error: not enough memory: {error}; fewer images take less", err=True)
+        sys.exit(1)
 
 
 @contextmanager

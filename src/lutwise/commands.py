@@ -327,7 +327,7 @@ def _folding(
         return fold_to_budget(layers, _budget(budget), memory=memory)
     try:
         return folding_from_json(json.loads(Path(given).read_bytes()), layers)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(
             f"cannot read the folding {given}: {error}; wanted auto, or a file as --folding-out "
             "writes it"

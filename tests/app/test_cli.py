@@ -21,10 +21,13 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from lutwise.export.runnable import NETWORK_FILE
 from lutwise.files import locked
 from lutwise.quant import zoo
+from lutwise.quant.network_file import save_network
 from tests.app.command import quantize
 from tests.app.processes import seconds_until_gone
+from tests.quant.nets import network_of
 
 RESNET = Path(zoo.__file__).parent / "resnet8.safetensors"
 FEW = ["--calib-images", "32", "--eval-images", "60", "--threads", "1", "--quiet"]
@@ -382,6 +385,19 @@ def test_a_clock_that_is_no_number_is_refused(priced: Path, clock: str) -> None:
     assert done.stdout == ""
 
 
+def test_more_images_than_memory_holds_get_one_message(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    net = nn.Sequential(nn.Linear(4, 2)).eval()
+    network = network_of(net, torch.randn(8, 4), "int4", "uint4", "dataflow")
+    (folder / NETWORK_FILE).write_bytes(save_network(network))
+    done = quantize("verify", folder, "--rtl", "--images", 10**13)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: not enough memory: ")
+    assert len(done.stderr.splitlines()) == 1
+    assert [path.name for path in folder.iterdir()] == [NETWORK_FILE]
+
+
 def test_estimate_of_another_file_says_what_it_wants(tmp_path: Path) -> None:
     (tmp_path / "report.html").write_text("<html>")
     done = quantize("estimate", tmp_path / "report.html")
@@ -560,12 +576,14 @@ def test_folding_within_a_budget_and_from_its_file(priced: Path) -> None:
         (("--folding", "none.json"), "cannot read the folding none.json"),
         (("--folding", "cost.json"), "the folding names layers that the network lacks: layers"),
         (("--folding", "."), "cannot read the folding ."),
+        (("--folding", "deep.json"), "cannot read the folding"),
     ],
 )
 def test_impossible_foldings_are_refused(
     priced: Path, arguments: tuple[str, ...], words: str
 ) -> None:
-    place = {"cost.json": str(priced / "cost.json"), ".": str(priced)}
+    (priced / "deep.json").write_text("[" * 100_000)
+    place = {name: str(priced / name) for name in ("cost.json", "deep.json", ".")}
     done = quantize("estimate", priced, *(place.get(one, one) for one in arguments))
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")

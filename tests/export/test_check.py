@@ -61,6 +61,9 @@ def test_the_first_tensor_that_differs_is_named(sketch: Any, tmp_path: Path) -> 
     loose = check(one, other, images, batch=8, tolerance=1e9)
     assert loose.differences == ()
     loose.raise_if_differs()
+    for wrong in (float("nan"), float("inf"), -1.0):
+        with pytest.raises(ConfigError, match=f"a finite number from 0 on, got {wrong}"):
+            check(one, other, images, batch=8, tolerance=wrong)
 
 
 def file(nodes: list[onnx.NodeProto], path: Path, batch: int | str = 2) -> str:
