@@ -69,8 +69,8 @@ def cli() -> None:
 
 @cli.command("run")
 @_MODEL_OPTIONS
-@click.option("--weights", help="Format of the weights: int4, e2m1, ...")
-@click.option("--acts", help="Format of the activations: uint4, ue2m2, ...")
+@click.option("--weights", help="Format of the weights: int4, e2m1, ...; default: int8.")
+@click.option("--acts", help="Format of the activations: uint4, ue2m2, ...; default: uint8.")
 @_RECIPE_OPTIONS
 @click.option(
     "--check-images",
