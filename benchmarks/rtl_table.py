@@ -18,6 +18,7 @@ if not __package__:  # run as a script: the benchmarks are a package of the chec
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.common import circumstances, write_record
+from lutwise.cost_models.folding import Folding
 from lutwise.cost_models.layer_cost import LayerSize, Memory, layer_price
 from lutwise.hw.layers import layer_unit
 from lutwise.hw.synthesis import Synthesizer, tool_name
@@ -47,7 +48,7 @@ def main() -> None:
         network,
         data.images,
         args.run / RTL_FOLDER,
-        options=UnitOptions(pe=args.pe, simd=args.simd),
+        options=UnitOptions(default=Folding(pe=args.pe, simd=args.simd)),
         tell=lambda step, share=None: console.print(step),
     )
     rows: list[dict[str, Any]] = []

@@ -327,6 +327,11 @@ def _export(**options: Any) -> None:
     show_default=True,
     help="Products per output and cycle.",
 )
+@click.option(
+    "--folding",
+    type=click.Path(path_type=Path),
+    help="Instead of --pe and --simd: a file that `estimate --folding-out` wrote.",
+)
 @click.option("--pipeline", is_flag=True, help="Registers inside the dot products.")
 @click.option(
     "--pressure/--no-pressure",
@@ -341,9 +346,9 @@ def _verify(**options: Any) -> None:
 
     Every layer becomes a matrix-vector unit with the run's own weights; the activations of real
     images go through it in Verilator, and each result is compared with the exact executor's.
-    Units hold their weights in LUTs. PE and SIMD are clipped to each layer; for a folding with
-    other numbers in each layer, prove layer by layer with --layer. Units and transcripts with
-    hashes are written to RUN/rtl. Exit code 1 says that a result differs.
+    Units hold their weights in LUTs. PE and SIMD are clipped to each layer; groups side by side
+    are proven as one unit that takes one after the other. Units and transcripts with hashes are
+    written to RUN/rtl. Exit code 1 says that a result differs.
     """
     from lutwise import commands
 

@@ -325,12 +325,16 @@ def _folding(
         return Folding(pe=options["pe"], simd=options["simd"])
     if given == "auto":
         return fold_to_budget(layers, _budget(budget), memory=memory)
+    return _read_folding(Path(given), layers)
+
+
+def _read_folding(path: Path, layers: Sequence[LayerShape]) -> tuple[Folding, ...]:
     try:
-        return folding_from_json(json.loads(Path(given).read_bytes()), layers)
+        return folding_from_json(json.loads(path.read_bytes()), layers)
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(
-            f"cannot read the folding {given}: {error}; wanted auto, or a file as --folding-out "
-            "writes it"
+            f"cannot read the folding {path}: {error}; wanted a file as `quantize estimate "
+            "--folding-out` writes it"
         ) from error
 
 
@@ -459,6 +463,11 @@ def verify(options: Options) -> dict[str, Any]:
     folder: Path = options["run"]
     network = load_network(folder / NETWORK_FILE)
     shape = network.tensors[network.input].shape
+    folding = {}
+    if options["folding"] is not None:
+        layers = layer_shapes(network)
+        foldings = _read_folding(options["folding"], layers)
+        folding = {layer.name: one for layer, one in zip(layers, foldings, strict=True)}
     name, images = _images(options, shape, preprocessing_near(folder))
     with locked(folder), steps_shown(options["quiet"]) as show:
         proofs = prove_layers(
@@ -467,8 +476,8 @@ def verify(options: Options) -> dict[str, Any]:
             folder / RTL_FOLDER,
             layers=options["layers"],
             options=UnitOptions(
-                pe=options["pe"],
-                simd=options["simd"],
+                default=Folding(pe=options["pe"], simd=options["simd"]),
+                folding=folding,
                 pipeline=options["pipeline"],
                 pressure=options["pressure"],
                 vectors=options["vectors"],

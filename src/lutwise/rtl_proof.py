@@ -3,8 +3,8 @@
 
 import hashlib
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Final
@@ -12,6 +12,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from lutwise.cost_models.folding import Folding
 from lutwise.errors import ConfigError, DataError
 from lutwise.files import read_json, write_atomic
 from lutwise.hw.layer_unit import LayerUnit
@@ -33,15 +34,16 @@ class UnitOptions:
     """How units are built and simulated.
 
     Args:
-        pe: Outputs side by side.
-        simd: Products per output and cycle.
+        default: Folding of layers that ``folding`` does not name.
+        folding: Of layers by name. Outputs beyond those of a group, which stand for groups side
+            by side, make no other unit.
         pipeline: Registers inside the dot products.
         pressure: Let writer and reader of the streams pause at random.
         vectors: Input vectors per layer, at most; all there are if ``None``.
     """
 
-    pe: int = 4
-    simd: int = 8
+    default: Folding = field(default_factory=lambda: Folding(pe=4, simd=8))
+    folding: Mapping[str, Folding] = field(default_factory=dict)
     pipeline: bool = False
     pressure: bool = True
     vectors: int | None = None
@@ -129,12 +131,13 @@ def prove_layers(
     modules = _module_names([node.name for node in network.layers()])
     for done, node in enumerate(nodes):
         tell(f"simulating {node.name}", done / len(nodes))
+        folding = chosen.folding.get(node.name, chosen.default)
         unit = layer_unit(
             network,
             node,
             name=modules[node.name],
-            pe=chosen.pe,
-            simd=chosen.simd,
+            pe=folding.pe,
+            simd=folding.simd,
             pipeline=chosen.pipeline,
         )
         vectors = layer_vectors(network, node, tensors[node.input])[: chosen.vectors]

@@ -136,6 +136,24 @@ def test_layers_are_proven_in_rtl(run: Path) -> None:
     assert {len(transcript[key]) for key in transcript if key.endswith("sha256")} == {64}
 
 
+def test_each_layer_is_folded_as_a_file_says(
+    run: Path, simulated: list[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "folding.json"
+    path.write_text('{"a_b": {"PE": 2, "SIMD": 3}, "Defaults": {"PE": 64, "SIMD": 2}}')
+    done = quantize("verify", run, "--rtl", "--vectors", 3, "--folding", path, "--json", "--quiet")
+    assert done.returncode == 0, done.stderr
+    rows = {row["layer"]: (row["pe"], row["simd"]) for row in json.loads(done.stdout)["layers"]}
+    assert rows["a_b"] == (2, 3)
+    assert rows["a.b"] == (1, 2), "clipped to the outputs of a group"
+    assert rows["head"][1] == 2
+    assert simulated == UNITS
+    path.write_text('{"other": {"PE": 2, "SIMD": 3}}')
+    bad = quantize("verify", run, "--rtl", "--folding", path, "--quiet")
+    assert bad.returncode == 2
+    assert "names layers that the network lacks: other" in bad.stderr
+
+
 def test_every_option_reaches_the_units(run: Path, simulated: list[str]) -> None:
     done = quantize("verify", run, "--rtl", "--layer", "a*", "--vectors", 3, "--pe", 2, "--simd", 3,
                     "--pipeline", "--no-pressure", "--json", "--quiet")  # fmt: skip
