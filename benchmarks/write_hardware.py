@@ -26,7 +26,7 @@ GOALS = {
     "int2": 6.1, "int3": 11.1, "int4": 17.5, "int6": 33.1, "int8": 53.6, "e1m2": 14.8,
     "e2m1": 19.6, "e3m0": 29.3, "e2m3": 48.3, "e3m2": 57.0, "e3m4": 84.3, "e4m3": 104.5,
 }  # fmt: skip
-"""The smallest units of earlier work with the same tools, LUTs per product at 8 lanes."""
+"""The smallest units of this project's prototypes, LUTs per product at 8 lanes."""
 PLAIN = {"int2": 9.1, "int4": 30.8, "int8": 100.9, "e2m1": 35.4, "e4m3": 146.9}
 """Verilog operators through the synthesizer's default flow, the same measure."""
 
@@ -76,9 +76,9 @@ def costs() -> str:
              "LUT levels", "estimated ns")  # fmt: skip
     return (
         "## LUTs per product\n\nDot products of 8 lanes, one format on both sides, exact sums of "
-        "1024 products. *Before* are the smallest units of earlier work with the same tools "
-        "(Booth rows or tables, an "
-        "adder tree); *plain Verilog* is operators through the synthesizer's default flow.\n\n"
+        "1024 products. *Before* are the smallest units of this project's prototypes, "
+        "made with the same tools (Booth rows or tables, an adder tree); *plain Verilog* is "
+        "operators through the synthesizer's default flow, where it was measured.\n\n"
         f"{table(heads, rows)}\n![LUTs per product over bits](images/luts_per_mac.png)\n\n"
         "The chains that save LUTs take time: 10 LUT levels instead of 6 for `int4`. `pipeline` "
         "takes the accumulator out of that path.\n\n"
