@@ -31,7 +31,6 @@ from lutwise.hw.bounds import accumulator_range, width_of_range
 from lutwise.quant.formats import Format, IntFormat
 
 __all__ = [
-    "ANCHORED_ERROR",
     "FEW_LANES_ERROR",
     "FORMULA_ERROR",
     "INTERPOLATED_ERROR",
@@ -42,7 +41,6 @@ __all__ = [
     "RequantizerRow",
     "dot_product_table",
     "fit_coefficients",
-    "from_formula",
     "is_fitted",
     "lut_per_mac",
     "relative_error",
@@ -53,9 +51,6 @@ __all__ = [
 FORMULA_ERROR: Final = 0.08
 """Nine of ten units that the formula was not fitted on are closer than this, relative."""
 
-ANCHORED_ERROR: Final = 0.03
-"""The same for 32 lanes of a pair of which eight lanes are in the atlas."""
-
 FEW_LANES_ERROR: Final = 0.08
 """The same for two to seven lanes, between characterised ones."""
 
@@ -64,8 +59,6 @@ MANY_LANES_ERROR: Final = 0.02
 
 INTERPOLATED_ERROR: Final = 0.02
 """Relative error of a requantizer between two characterised accumulator widths."""
-
-_ANCHOR_LANES: Final = 8
 
 
 class PriceSource(Enum):
@@ -192,10 +185,9 @@ def lut_per_mac(
 ) -> LutPrice:
     """Price one multiply-accumulate of a dot-product unit.
 
-    A unit of the atlas is looked up. Others of ``lutwise.cost_models.units.LANES`` take the
-    formula, scaled to eight lanes of the same pair where the atlas has them, and whatever the
-    width of their accumulator. LUTs of other lanes lie on a line between those of the next fewer
-    and the next more of ``LANES``, or through the two last ones.
+    A unit of the atlas is looked up. Pairs and ranges that it lacks take the formula, whatever the
+    width of their accumulator. LUTs of lanes other than ``lutwise.cost_models.units.LANES`` lie on
+    a line between those of the next fewer and the next more, or through the two last ones.
 
     Args:
         weights: Format of the weights.
@@ -226,7 +218,11 @@ def _unit_price(weights: Format, activations: Format, lanes: int) -> LutPrice:
         row = _row(weights, activations, lanes)
         if row is not None:
             return LutPrice(value=float(row.luts), source=PriceSource.TABLE, relative_error=0.0)
-        return from_formula(weights, activations, lanes)
+        return LutPrice(
+            value=formula_luts(weights, activations, lanes),
+            source=PriceSource.FORMULA,
+            relative_error=FORMULA_ERROR,
+        )
     if lanes < 1:
         raise ConfigError(f"a unit has at least one lane, got {lanes}")
     few, some, many = LANES
@@ -241,32 +237,6 @@ def _unit_price(weights: Format, activations: Format, lanes: int) -> LutPrice:
         source=PriceSource.FORMULA,
         relative_error=max(error, *(price.relative_error for price in prices)),
     )
-
-
-def from_formula(weights: Format, activations: Format, lanes: int) -> LutPrice:
-    """Price a whole unit by the formula, even if the atlas holds it.
-
-    Scaled to eight lanes of the pair where the atlas has these; then their architecture is the
-    only one that is counted.
-
-    Args:
-        weights: Format of the weights.
-        activations: Format of the activations.
-        lanes: Products per cycle.
-
-    Raises:
-        ConfigError: Fewer than one lane.
-    """
-    anchor = _row(weights, activations, _ANCHOR_LANES)
-    if anchor is None:
-        luts, error = formula_luts(weights, activations, lanes), FORMULA_ERROR
-    else:
-        here, there = (
-            COEFFICIENTS.luts(counted_sites(weights, activations, count, anchor.architecture))
-            for count in (lanes, _ANCHOR_LANES)
-        )
-        luts, error = anchor.luts * here / there, ANCHORED_ERROR
-    return LutPrice(value=luts, source=PriceSource.FORMULA, relative_error=error)
 
 
 def _row(weights: Format, activations: Format, lanes: int) -> DotProductRow | None:

@@ -28,9 +28,7 @@ __all__ = [
 ]
 
 LANES: Final = (1, 8, 32)
-"""Lanes of the units of the atlas; those of 32 are of some pairs only."""
-
-_EVERY_PAIR_LANES: Final = 8
+"""Lanes of the units of the atlas."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -80,28 +78,17 @@ def diagonal_units() -> Iterator[UnitKey]:
 
 
 def atlas_units() -> Iterator[UnitKey]:
-    """List all units of the atlas.
-
-    With 8 lanes and with one: every pair of formats whose sums a unit can hold. With 32 lanes:
-    pairs of one format, of a format and its unsigned version, and of integers.
-    """
+    """List all units of the atlas: every pair of formats whose sums a unit can hold."""
     for lanes in (8, 1, 32):
         for weights in weight_formats():
             for activations in activation_formats():
-                wanted = lanes <= _EVERY_PAIR_LANES or _akin(weights, activations)
-                if wanted and _fits(weights, activations):
+                if _fits(weights, activations):
                     yield UnitKey(weights=weights.name, activations=activations.name, lanes=lanes)
 
 
 def one_format(weights: Format, activations: Format) -> bool:
     """Tell whether activations have the weights' format, or the unsigned one of its width."""
     return activations.name in {weights.name, weights.as_unsigned().name}
-
-
-def _akin(weights: Format, activations: Format) -> bool:
-    if isinstance(weights, IntFormat) and isinstance(activations, IntFormat):
-        return True
-    return one_format(weights, activations)
 
 
 def _fits(weights: Format, activations: Format) -> bool:
