@@ -168,19 +168,27 @@ def _table_row(summary: SweepSummary, cell: Cell, exact: Cell) -> tuple[object, 
         spread(cell.paired_mse, 2),
         "" if std is None else spread(std.paired_mse, 2),
         "" if cell.accuracy is None else f"{100 * cell.accuracy.mean:.1f} %",
-        f"{cost['macs'] / exact.cost['macs']:.3f}",
-        f"{cost['bops'] / exact.cost['bops']:.4f}",
+        *_shares(cost, exact),
         "" if luts is None else f"{luts:.1f}",
         f"{cost['cache_bits'] / 8000:.1f}",
         f"{cell.processor_seconds.mean:.1f}",
     )
 
 
+def _shares(cost: Mapping[str, Any], exact: Cell) -> tuple[str, str]:
+    """Return MACs and bit operations as shares of the float model's."""
+    return (
+        f"{cost['macs'] / exact.cost['macs']:.3f}",
+        f"{cost['bops'] / exact.cost['bops']:.4f}",
+    )
+
+
 def compensation_section(record: Record) -> str:
-    """Return the Frechet distance of every compensation."""
+    """Return distances, errors, operations and seconds of every compensation."""
     summary = SweepSummary.from_json(record)
     methods = record["grid"]["compensations"]
-    rows = []
+    exact = summary.floats()[summary.cells[0].setting.steps]
+    rows, others = [], []
     for setting in dict.fromkeys(cell.setting for cell in summary.cells):
         if setting.exact:
             continue
@@ -191,13 +199,29 @@ def compensation_section(record: Record) -> str:
                 *(spread(cells[method].frechet) for method in methods),
             )
         )  # fmt: skip
-    exact = summary.floats()[summary.cells[0].setting.steps]
+        errors = (cells[method].paired_mse for method in methods)
+        seconds = [cell.processor_seconds.mean for cell in cells.values()]
+        cost = cells[methods[0]].cost
+        others.append(
+            (
+                f"`{setting.formats}`", setting.interval, setting.order,
+                *("" if error is None else number(error.mean, 2) for error in errors),
+                *_shares(cost, exact), f"{min(seconds):.1f} to {max(seconds):.1f}",
+            )
+        )  # fmt: skip
     return (
         f"## Compensations\n\nFrechet distance at {exact.setting.steps} steps, "
         f"{summary.samples} samples for each of {summary.seeds} seeds; float without a cache "
         f"{spread(exact.frechet)}. Order 0 reuses, order 1 goes on in a straight line, as "
         "TaylorSeer does. Fitted in sequence.\n\n"
         + table(("weights / inputs", "N", "order", *methods), rows)
+        + "\nSquared error to the float model's samples of the same noise, mean of seeds; "
+        "operations as shares of the float model's, which a compensation does not change; "
+        "processor seconds of all methods, with fake quantization.\n\n"
+        + table(
+            ("weights / inputs", "N", "order", *methods, "MACs", "bit operations", "seconds"),
+            others,
+        )
     )
 
 
@@ -212,17 +236,20 @@ def calibration_section(records: Sequence[Record]) -> str:
             if formats.is_float:
                 continue
             found = [cells[formats, method] for method in methods]
+            seconds = [cell.processor_seconds.mean for cell in found]
             rows.append(
                 (
                     record["calibration"]["samples"], f"`{formats}`",
                     *(spread(cell.frechet) for cell in found),
                     *(spread(cell.paired_mse, 2) for cell in found),
+                    *_shares(found[0].cost, summary.floats()[found[0].setting.steps]),
+                    f"{min(seconds):.1f} to {max(seconds):.1f}",
                 )
             )  # fmt: skip
     first = SweepSummary.from_json(records[0])
     longest = max(cell.setting.interval for cell in first.cells)
     heads = ("samples", "weights / inputs", *(f"FD, {m}" for m in methods),
-             *(f"MSE, {m}" for m in methods))  # fmt: skip
+             *(f"MSE, {m}" for m in methods), "MACs", "bit operations", "seconds")  # fmt: skip
     return (
         f"## Choice of calibration samples\n\n{first.cells[0].setting.steps} steps, N = {longest}, "
         f"no compensation, {first.samples} samples for each of {first.seeds} seeds; ranges by "
