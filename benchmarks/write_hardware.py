@@ -240,7 +240,7 @@ def proofs() -> str:
         "against "
         "the exact executor; and LUTs by synthesis (weights outside) against the estimate.\n"
     ]
-    for name in ("rtl_int4", "rtl_e2m1"):
+    for name in ("rtl_int4", "rtl_int5", "rtl_e2m1"):
         record = json.loads((DATA / f"{name}.json").read_text(encoding="utf-8"))
         rows = [_proof_row(row) for row in record["rows"]]
         heads = ("layer", "weights / inputs / results", "values", "mismatches", "acc. bits", "LUTs",
