@@ -23,6 +23,7 @@ from lutwise.consumers.diffusion.job import DitJob
 from lutwise.consumers.diffusion.model import load_dit
 from lutwise.consumers.diffusion.recipe import FLOAT, DitRecipe
 from lutwise.consumers.diffusion.run import DitRun, job_cost
+from lutwise.consumers.diffusion.sampling import Samples
 from lutwise.consumers.diffusion.schedule import CacheSchedule
 from lutwise.workspace import Steps
 
@@ -78,27 +79,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     base = job_of(args)
-    others = [replace(base, dit=load_dit(model)) for model in args.also]
+    models = [(base, judge_of(base.dit))]
+    models += [(replace(base, dit=load_dit(model)), digits_judge()) for model in args.also]
     kept = Steps(args.state, args.state / "events.jsonl")
     even = tuple(range(0, args.steps, args.interval))
-    rows, tried = [], {}
+    rows: list[dict[str, Any]] = []
+    tried = {}
     for order in args.orders:
         best, tried[str(order)] = _search(base, kept, even, order, args.search_samples)
         schedules = {"even": even, "searched": best}
-        rows += [
-            _measured(job, judge, kept, schedules, order, args)
-            for job, judge in [
-                (base, judge_of(base.dit)),
-                *((other, digits_judge()) for other in others),
-            ]
-        ]
+        for job, judge in models:
+            rows += _measured(job, judge, kept, schedules, order, args)
     record = {
         **circumstances(args.threads),
         "steps": args.steps,
         "interval": args.interval,
         "samples": args.samples,
         "search_samples": args.search_samples,
-        "rows": [row for model in rows for row in model],
+        "rows": rows,
         "tried": tried,
     }
     write_record(record, args.json)
@@ -142,19 +140,22 @@ def _measured(
     order: int,
     args: argparse.Namespace,
 ) -> list[dict[str, Any]]:
+    def value(run: DitRun, samples: Samples) -> float:
+        return quality(samples, run, judge)[_measure(judge)]
+
     rows = []
     for name, refreshes in schedules.items():
-        found: dict[str, list[float]] = {"float": []}
-        for compensation in args.compensations:
-            for seed in range(args.seeds):
-                run = _run(base, kept, refreshes, order, seed=seed, compensation=compensation)
-                made = run.made(run.compensation)[0]
-                found.setdefault(compensation, []).append(
-                    quality(made, run, judge)[_measure(judge)]
-                )
-                if compensation == args.compensations[0]:
-                    exact = quality(run.reference[0], run, judge)
-                    found["float"].append(exact[_measure(judge)])
+        runs = {
+            compensation: [
+                _run(base, kept, refreshes, order, seed=seed, compensation=compensation)
+                for seed in range(args.seeds)
+            ]
+            for compensation in args.compensations
+        }
+        first = runs[args.compensations[0]]
+        found = {"float": [value(run, run.reference[0]) for run in first]}
+        for compensation, seeds in runs.items():
+            found[compensation] = [value(run, run.made(run.compensation)[0]) for run in seeds]
         rows.append(
             {
                 "model": {"name": base.dit.name, "sha256": base.dit.sha256},
@@ -163,8 +164,8 @@ def _measured(
                 "schedule": name,
                 "refreshes": list(refreshes),
                 "values": found,
-                "macs": job_cost(run.job).macs,
-                "float_macs": job_cost(run.job, exact=True).macs,
+                "macs": job_cost(first[0].job).macs,
+                "float_macs": job_cost(first[0].job, exact=True).macs,
             }
         )
     return rows

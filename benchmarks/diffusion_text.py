@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The sections of ``docs/consumers/diffusion-results.md``, each from one record."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.diffusion_probes import OPPOSITE, SEEN
@@ -86,7 +86,7 @@ def goal(record: Record, compensations: Record | None) -> str:
             continue
         least = min((one for one in found if one is not None), key=lambda one: one.mean)
         rows.append(
-            (n, *("" if one is None else spread(one) for one in found),
+            (n, *map(spread, found),
              f"{least.mean / exact.frechet.mean:.2f}",
              "yes" if least.mean <= ALLOWED * exact.frechet.high else "no")
         )  # fmt: skip
@@ -183,6 +183,12 @@ def _shares(cost: Mapping[str, Any], exact: Cell) -> tuple[str, str]:
     )
 
 
+def _seconds(cells: Iterable[Cell]) -> str:
+    """Return least and most of the processor seconds of cells."""
+    seconds = [cell.processor_seconds.mean for cell in cells]
+    return f"{min(seconds):.1f} to {max(seconds):.1f}"
+
+
 def compensation_section(record: Record) -> str:
     """Return distances, errors, operations and seconds of every compensation."""
     summary = SweepSummary.from_json(record)
@@ -200,13 +206,12 @@ def compensation_section(record: Record) -> str:
             )
         )  # fmt: skip
         errors = (cells[method].paired_mse for method in methods)
-        seconds = [cell.processor_seconds.mean for cell in cells.values()]
         cost = cells[methods[0]].cost
         others.append(
             (
                 f"`{setting.formats}`", setting.interval, setting.order,
                 *("" if error is None else number(error.mean, 2) for error in errors),
-                *_shares(cost, exact), f"{min(seconds):.1f} to {max(seconds):.1f}",
+                *_shares(cost, exact), _seconds(cells.values()),
             )
         )  # fmt: skip
     return (
@@ -236,14 +241,13 @@ def calibration_section(records: Sequence[Record]) -> str:
             if formats.is_float:
                 continue
             found = [cells[formats, method] for method in methods]
-            seconds = [cell.processor_seconds.mean for cell in found]
             rows.append(
                 (
                     record["calibration"]["samples"], f"`{formats}`",
                     *(spread(cell.frechet) for cell in found),
                     *(spread(cell.paired_mse, 2) for cell in found),
                     *_shares(found[0].cost, summary.floats()[found[0].setting.steps]),
-                    f"{min(seconds):.1f} to {max(seconds):.1f}",
+                    _seconds(found),
                 )
             )  # fmt: skip
     first = SweepSummary.from_json(records[0])

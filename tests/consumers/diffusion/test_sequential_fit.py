@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from lutwise.consumers.diffusion.compensation import fit
+from lutwise.consumers.diffusion.compensation import Compensation, fit
 from lutwise.consumers.diffusion.forecast import Reuse
 from lutwise.consumers.diffusion.model import Dit
 from lutwise.consumers.diffusion.sampling import Caching, Samples, SamplingSettings, sample
@@ -25,19 +25,25 @@ def variance(samples: Samples) -> torch.Tensor:
     return samples.trajectory.var(dim=(1, 3, 4))
 
 
+def fitted(method: str, dit: Dit, wanted: Samples) -> tuple[Compensation, Samples]:
+    """Return a compensation, and what the cached model makes with it of the same noise."""
+    found = fit_in_sequence(
+        method, dit.transformer, dit.scheduler, wanted, SETTINGS, caching=CACHING
+    )
+    again = sample(
+        dit.transformer, dit.scheduler, wanted.labels, SETTINGS,
+        caching=CACHING, corrector=found, record=True,
+    )  # fmt: skip
+    return found, again
+
+
 def test_std_gives_the_trajectory_the_variances_of_the_reference(dit: Dit) -> None:
     """Exactly on the trajectories that it was fitted on, which a fit of all steps at once is not.
 
     The cached model is not quantized here; what disturbs it makes no difference.
     """
     wanted = reference(dit)
-    found = fit_in_sequence(
-        "std", dit.transformer, dit.scheduler, wanted, SETTINGS, caching=CACHING
-    )
-    again = sample(
-        dit.transformer, dit.scheduler, wanted.labels, SETTINGS,
-        caching=CACHING, corrector=found, record=True,
-    )  # fmt: skip
+    found, again = fitted("std", dit, wanted)
     torch.testing.assert_close(variance(again), variance(wanted), rtol=1e-4, atol=1e-5)
     plain = sample(
         dit.transformer, dit.scheduler, wanted.labels, SETTINGS, caching=CACHING, record=True
@@ -51,13 +57,7 @@ def test_std_gives_the_trajectory_the_variances_of_the_reference(dit: Dit) -> No
 
 def test_moments_also_give_the_finished_samples_those_of_the_reference(dit: Dit) -> None:
     wanted = reference(dit)
-    found = fit_in_sequence(
-        "moments", dit.transformer, dit.scheduler, wanted, SETTINGS, caching=CACHING
-    )
-    again = sample(
-        dit.transformer, dit.scheduler, wanted.labels, SETTINGS,
-        caching=CACHING, corrector=found, record=True,
-    )  # fmt: skip
+    _, again = fitted("moments", dit, wanted)
     torch.testing.assert_close(variance(again), variance(wanted), rtol=1e-4, atol=1e-5)
     over = (0, 2, 3)
     torch.testing.assert_close(again.latents.mean(over), wanted.latents.mean(over))
